@@ -1,0 +1,1 @@
+"""ESMM: click, conversion and their product, learned over all impressions."""

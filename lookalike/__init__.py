@@ -1,0 +1,1 @@
+"""RALM look-alike models: how much does a target user resemble the seeds of an item?"""

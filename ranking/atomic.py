@@ -1,0 +1,69 @@
+"""Nothing is written half: temporary name, fsync, rename."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ranking.errors import UserError
+
+__all__ = ["atomic_directory", "atomic_file"]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; on a clean exit it is synced and renamed to `path`, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}-{path.name}"
+    try:
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on a clean exit all its files are synced and it becomes `path`.
+
+    Args:
+        path: str or Path. The folder to make.
+        overwrite: bool. Whether a folder that exists is replaced. Defaults to `False`.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is `False`.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already: choose another folder, or pass --overwrite to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}-{path.name}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for found in sorted(temporary.rglob("*"), reverse=True):
+            _fsync(found)
+        _fsync(temporary)
+        if path.exists():
+            old = path.parent / f".tmp-{uuid.uuid4().hex}-old"
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Settings of the simulator, one TOML file a world."""

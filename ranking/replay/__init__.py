@@ -1,0 +1,1 @@
+"""Offline replay of logs: estimators, support, tuning. Needs no TensorFlow."""

@@ -1,0 +1,1 @@
+"""The wire: publishing, serving and calling exported models. Imports no TensorFlow by itself."""

@@ -1,0 +1,20 @@
+"""Shared fixtures. Environment variables are set before TensorFlow is imported anywhere."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pytest
+
+SLICE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kuairand_pure_slice"
+
+
+@pytest.fixture(scope="session")
+def kuairand_slice() -> Path:
+    """The folder of the real log, or a skip that says why."""
+    if not SLICE.is_dir():
+        pytest.skip("the KuaiRand slice is not beside the project (../shared/data/kuairand_pure_slice)")
+    return SLICE
