@@ -1,0 +1,136 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ranking.errors import UserError
+from ranking.replay.propensity import epsilon_propensities, log_propensities, plackett_luce_propensities
+
+
+def enumerated(logits, slots):
+    """Sum over all orderings; the remaining weight is summed anew at each place, so nothing cancels."""
+    weight = np.exp(np.asarray(logits, float) - max(logits))
+    out = np.zeros((len(weight), slots))
+    for order in itertools.permutations(range(len(weight))):
+        probability = math.prod(weight[item] / weight[list(order[k:])].sum() for k, item in enumerate(order))
+        for k, item in enumerate(order[:slots]):
+            out[item, k] += probability
+    return out
+
+
+def test_two_items_by_hand():
+    # odds 3 : 1 -> the first item is first with 3/4 and second with 1/4
+    out = plackett_luce_propensities([math.log(3), 0.0], 2)
+    np.testing.assert_allclose(out, [[0.75, 0.25], [0.25, 0.75]], atol=1e-12)
+
+
+def test_three_items_by_hand():
+    # odds 2 : 1 : 1. P(item 0 second) = P(1 first) 2/3 + P(2 first) 2/3 = 1/4 2/3 + 1/4 2/3 = 1/3
+    # P(item 1 second) = P(0 first) 1/2 + P(2 first) 1/3 = 1/2 1/2 + 1/4 1/3 = 1/3
+    out = plackett_luce_propensities([math.log(2), 0.0, 0.0], 2)
+    np.testing.assert_allclose(out, [[0.5, 1 / 3], [0.25, 1 / 3], [0.25, 1 / 3]], atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-15, 15), min_size=1, max_size=6), st.integers(1, 7))
+def test_agrees_with_enumeration(logits, slots):
+    np.testing.assert_allclose(plackett_luce_propensities(logits, slots), enumerated(logits, slots), atol=1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.floats(0, 8), st.integers(0, 2**32 - 1))
+def test_sums_and_order(items, slots, spread, seed):
+    logits = spread * np.random.default_rng(seed).normal(size=items)
+    out = plackett_luce_propensities(logits, slots)
+    assert (out >= 0).all()
+    filled = min(items, slots)
+    np.testing.assert_allclose(out[:, :filled].sum(0), 1, atol=1e-10)
+    assert not out[:, filled:].any()
+    assert (out.sum(1) <= 1 + 1e-10).all()
+    np.testing.assert_allclose(out[:, 0], np.exp(logits - np.logaddexp.reduce(logits)), atol=1e-11)
+    if items <= slots:
+        np.testing.assert_allclose(out.sum(1), 1, atol=1e-10)
+    shown = out.sum(1)[np.argsort(logits)]
+    assert (np.diff(shown) > -1e-10).all()  # a better score is never shown less
+
+
+@pytest.mark.parametrize("spread", [30.0, 200.0, 590.0])
+def test_extreme_logits(spread):
+    logits = np.linspace(0, spread, 12)
+    out = plackett_luce_propensities(logits, 12)
+    np.testing.assert_allclose(out.sum(0), 1, atol=1e-9)
+    np.testing.assert_allclose(out.sum(1), 1, atol=1e-9)
+    np.testing.assert_allclose(out, plackett_luce_propensities(logits, 12, nodes=200), atol=1e-10)
+
+
+def test_one_item_far_above_is_first_for_sure_and_small_ones_keep_their_ratio():
+    # given that item 0 is first, the other two have odds 1 : 3 whatever their distance to it
+    out = plackett_luce_propensities([30.0, 0.0, math.log(3)], 3)
+    np.testing.assert_allclose(out[1:, 1], [0.25, 0.75], rtol=1e-9)
+    np.testing.assert_allclose(out[1:, 0], np.exp(np.array([-30, math.log(3) - 30])), rtol=1e-9)
+
+
+@pytest.mark.parametrize("slots", [10, 50])
+def test_64_nodes_are_enough(slots):
+    generator = np.random.default_rng(4)
+    for spread in (0.0, 1.0, 3.0):
+        logits = spread * generator.normal(size=50)
+        exact = plackett_luce_propensities(logits, slots, nodes=300)
+        np.testing.assert_allclose(plackett_luce_propensities(logits, slots), exact, atol=1e-10)
+
+
+def test_agrees_with_draws():
+    generator = np.random.default_rng(5)
+    logits, draws = generator.normal(size=20), 200_000
+    order = np.argsort(-(logits + generator.gumbel(size=(draws, 20))), axis=1)[:, :4]
+    exact = plackett_luce_propensities(logits, 4)
+    for k in range(4):
+        found = np.bincount(order[:, k], minlength=20) / draws
+        assert (np.abs(found - exact[:, k]) < 5 * np.sqrt(exact[:, k] / draws) + 1e-9).all()
+
+
+def test_epsilon_by_hand():
+    # epsilon .3, three items: .1 everywhere, and .7 more where the sorted order puts the item; ties keep order
+    expected = [[0.1, 0.1], [0.8, 0.1], [0.1, 0.8]]
+    np.testing.assert_allclose(epsilon_propensities([0.0, 2.0, 1.0], 2, 0.3), expected)
+    np.testing.assert_allclose(epsilon_propensities([1.0, 1.0], 3, 0.0), [[1, 0, 0], [0, 1, 0]])
+    np.testing.assert_allclose(epsilon_propensities([1.0, 2.0, 3.0, 4.0], 4, 1.0), np.full((4, 4), 0.25))
+
+
+def test_log_columns_by_hand():
+    # request 1: odds 3 : 1 at temperature 2 (scores 2 log 3, 0), slot 0 seen always, slot 1 by half.
+    # item 0: exposure 3/4 + 1/2 1/4 = .875, shown first: 3/4. item 1: exposure 1/4 + 1/2 3/4 = .625, shown second: 3/4.
+    # request 2: one item -> first for sure.
+    scores, offsets, position = [2 * math.log(3), 0.0, 5.0], [0, 2, 3], [0, 1, -1]
+    at, exposure = log_propensities(scores, offsets, position, [1.0, 0.5], temperature=2.0)
+    np.testing.assert_allclose(at, [0.75, 0.75, np.nan], atol=1e-12)
+    np.testing.assert_allclose(exposure, [0.875, 0.625, 1.0], atol=1e-12)
+    # epsilon .2: item 0 leads: P(first) = .1 + .8, exposure .9 + .5 .1
+    at, exposure = log_propensities(scores, offsets, position, [1.0, 0.5], epsilon=0.2)
+    np.testing.assert_allclose(at, [0.9, 0.9, np.nan])
+    np.testing.assert_allclose(exposure, [0.95, 0.1 + 0.45, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: plackett_luce_propensities([], 2), "`logits`"),
+        (lambda: plackett_luce_propensities([0.0, np.nan], 2), "`logits`"),
+        (lambda: plackett_luce_propensities([[0.0]], 2), "`logits`"),
+        (lambda: plackett_luce_propensities([0.0, 700.0], 2), "span less than 600"),
+        (lambda: plackett_luce_propensities([0.0], 0), "slots=0"),
+        (lambda: plackett_luce_propensities([0.0], 1, nodes=1), "nodes=1"),
+        (lambda: epsilon_propensities([0.0], 1, 1.5), "epsilon=1.5"),
+        (lambda: log_propensities([0.0], [0, 1], [0], [1.0]), "either `temperature` or `epsilon`"),
+        (lambda: log_propensities([0.0], [0, 1], [0], [1.0], temperature=0.0), "temperature=0.0"),
+        (lambda: log_propensities([0.0], [0, 2], [0], [1.0], epsilon=0.1), "`offsets`"),
+        (lambda: log_propensities([0.0], [0, 1], [1], [1.0], epsilon=0.1), "`position`"),
+        (lambda: log_propensities([0.0, 9e3], [0, 2], [0, -1], [1.0], temperature=1.0), "span less than 600"),
+    ],
+)
+def test_rejects(call, words):
+    with pytest.raises(UserError, match=words):
+        call()
