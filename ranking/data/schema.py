@@ -327,7 +327,7 @@ class _Parser:
                 raise self.fail(where, "is a label: labels come after the impression and may not be features", name)
             if name in _RESERVED:
                 raise self.fail(where, "is a column of the log itself and may not be declared as a feature", name)
-            entry = self.keys(table[name], where, ("kind", *_every_option(), "per"), ("kind",))
+            entry = self.keys(table[name], where, ("kind", "min_count", "separator", "transform", "per"), ("kind",))
             kind = self.choice(entry, "kind", where, tuple(_KINDS), "")
             per = ("per",) if side == "context" else ()
             self.keys(entry, f"{where} ({kind}, side {side})", ("kind", *_KINDS[kind], *per))
@@ -399,7 +399,3 @@ class _Parser:
         if not numbers or not values or not all(0 < value <= 1 for value in values):
             raise self.fail("[replay] `examination`", "should be a list of numbers above 0 and up to 1", values)
         return tuple(float(value) for value in values)
-
-
-def _every_option() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(option for options in _KINDS.values() for option in options))
