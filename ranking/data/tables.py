@@ -1,5 +1,6 @@
 """A dataset on disk: a folder of Parquet (or CSV, CSV.gz) tables and one `dataset.toml`."""
 
+import contextlib
 import csv
 import gzip
 from collections.abc import Iterable, Mapping
@@ -129,7 +130,7 @@ class Dataset:
 def write_dataset(
     directory: str | Path,
     toml_text: str,
-    tables: Mapping[str, pd.DataFrame | Iterable[pd.DataFrame]],
+    tables: Mapping[str, pd.DataFrame] | Iterable[tuple[str, pd.DataFrame]],
     *,
     overwrite: bool = False,
 ) -> Path:
@@ -138,35 +139,26 @@ def write_dataset(
     Args:
         directory: str or Path. The folder to make.
         toml_text: str. The text of its `dataset.toml`; it is parsed first.
-        tables: dict. Name -> DataFrame, or an iterable of DataFrames written one after the other (a stream). A name
-            may have a folder, as in `truth/impressions`.
+        tables: dict of name -> DataFrame; or an iterable of (name, DataFrame) pairs, a stream: frames of one name are
+            written one after the other. A name may have a folder, as in `truth/impressions`.
         overwrite: bool. Whether a folder that exists is replaced. Defaults to `False`.
 
     Returns:
         Path. The folder.
     """
     parse_schema(toml_text, "dataset.toml")
-    with atomic_directory(directory, overwrite=overwrite) as temporary:
+    with atomic_directory(directory, overwrite=overwrite) as temporary, contextlib.ExitStack() as stack:
         (temporary / "dataset.toml").write_text(toml_text, encoding="utf-8")
-        for name, frames in tables.items():
-            path = temporary / f"{name}.parquet"
-            path.parent.mkdir(exist_ok=True)
-            _write_parquet(path, [frames] if isinstance(frames, pd.DataFrame) else frames)
+        writers: dict[str, pa.parquet.ParquetWriter] = {}
+        for name, frame in tables.items() if isinstance(tables, Mapping) else tables:
+            schema = writers[name].schema if name in writers else None
+            table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
+            if name not in writers:
+                path = temporary / f"{name}.parquet"
+                path.parent.mkdir(exist_ok=True)
+                writers[name] = stack.enter_context(pa.parquet.ParquetWriter(path, table.schema, compression="zstd"))
+            writers[name].write_table(table)
     return Path(directory)
-
-
-def _write_parquet(path: Path, frames: Iterable[pd.DataFrame]) -> None:
-    writer = None
-    try:
-        for frame in frames:
-            table = pa.Table.from_pandas(frame, schema=writer.schema if writer else None, preserve_index=False)
-            table = table.replace_schema_metadata(None)
-            if writer is None:
-                writer = pa.parquet.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def _columns(name: str, schema: Schema) -> dict[str, Column]:

@@ -181,21 +181,22 @@ def test_write_is_all_or_nothing_and_streams(tmp_path):
     part = pd.DataFrame({"user_id": [1], "age": ["a"], "income": [1.0]})
 
     def parts():
-        yield part
-        yield part.assign(user_id=2, age=None)
+        yield "users", part
+        yield "truth/impressions", part
+        yield "users", part.assign(user_id=2, age=None)
 
-    write_dataset(tmp_path / "d", TOML, {"users": parts(), "truth/impressions": part})
+    write_dataset(tmp_path / "d", TOML, parts())
     assert Dataset(tmp_path / "d").users["user_id"].tolist() == [1, 2]
     assert (tmp_path / "d" / "truth" / "impressions.parquet").is_file()
     with pytest.raises(UserError, match="exists already"):
         write_dataset(tmp_path / "d", TOML, {})
 
     def broken():
-        yield part
+        yield "users", part
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        write_dataset(tmp_path / "f", TOML, {"users": broken()})
+        write_dataset(tmp_path / "f", TOML, broken())
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
