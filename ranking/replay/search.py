@@ -1,0 +1,202 @@
+"""The search for weights: a Sobol batch over ratios, then NSGA-II on from the best of it. Pure proposals, no verdict."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from scipy.stats import qmc
+
+from ranking.errors import UserError
+from ranking.fusion import FusionWeights
+from ranking.replay.evaluation import Evaluator
+from ranking.replay.support import Support
+
+__all__ = ["Space", "Trials", "pareto", "search"]
+
+_POPULATION = 48
+_BATCH = 64
+_ZERO = 0.1  # share of the unit interval that means "without this part"
+_DECADES = 2.0  # ratios are searched over so many powers of ten
+
+
+@dataclass(frozen=True)
+class Space:
+    """Maps the unit cube to canonical weights: log-uniform ratios, or exactly zero where the bound is zero.
+
+    Args:
+        names: tuple of str. Parts that are weighed.
+        low: float64 `[J]`. Bounds of the canonical weights.
+        high: float64 `[J]`.
+    """
+
+    names: tuple[str, ...]
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, production: FusionWeights) -> Space:
+        """The bounds in production's file, `[0, 1]` where it has none."""
+        bounds = [production.bounds.get(name, (0.0, 1.0)) for name in production.weights]
+        low, high = np.asarray(bounds, np.float64).T
+        if np.any(low > high) or np.all(np.maximum(np.abs(low), np.abs(high)) < 1):
+            raise UserError(
+                "`bounds` of the production weights should be (low, high) with some weight that may reach 1. "
+                f"Received: {dict(production.bounds)}."
+            )
+        return cls(tuple(production.weights), low, high)
+
+    def weights(self, unit: np.ndarray) -> np.ndarray:
+        """Canonical weights `[S, J]` of points `[S, J]` of the unit cube; NaN rows fall outside the bounds."""
+        positive = self.low >= 0
+        floor = np.maximum(self.low, self.high * 10**-_DECADES)
+        zero = (self.low == 0) & (unit < _ZERO)
+        inner = np.where(self.low == 0, (unit - _ZERO) / (1 - _ZERO), unit)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = floor * (np.where(floor > 0, self.high / floor, 1.0)) ** inner
+        raw = np.where(positive, np.where(zero, 0.0, ratio), self.low + unit * (self.high - self.low))
+        largest = np.abs(raw).max(axis=1, keepdims=True)
+        weights = np.divide(raw, largest, out=np.full_like(raw, np.nan), where=largest > 0)
+        outside = (weights < self.low - 1e-9) | (weights > self.high + 1e-9)
+        weights[outside.any(axis=1)] = np.nan
+        return weights
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Everything the search tried; row 0 is production.
+
+    Args:
+        weights: float64 `[T, J]`.
+        deltas: dict of str to float64 `[T]`. Point estimates of the changes on the tune window.
+        supports: list of Support or None.
+        feasible: bool `[T]`. Supported and within the guardrails, as point estimates.
+    """
+
+    weights: np.ndarray
+    deltas: dict[str, np.ndarray]
+    supports: list[Support | None]
+    feasible: np.ndarray
+
+
+def pareto(points: np.ndarray) -> np.ndarray:
+    """Which rows of `[T, O]` no other row beats: more is better, bool `[T]`."""
+    front = np.zeros(len(points), bool)
+    for index, point in enumerate(points):
+        better = (points >= point).all(axis=1) & (points > point).any(axis=1)
+        front[index] = not better.any()
+    return front
+
+
+def search(
+    evaluator: Evaluator,
+    axes: Sequence[str],
+    guardrails: dict[str, float],
+    trials: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trials:
+    """Tries `trials` settings, production first.
+
+    Args:
+        evaluator: Evaluator. Of the tune window.
+        axes: sequence of str. Objectives of the front, the main one first.
+        guardrails: dict of str to float. Least change of an objective.
+        trials: int. Settings to try.
+        seed: int. Random seed. Defaults to `0`.
+        progress: callable of (done, total). Defaults to `None`.
+
+    Returns:
+        `Trials`.
+    """
+    space = Space.of(evaluator.production)
+    production = np.asarray([list(evaluator.production.weights.values())], np.float64)
+    sobol = qmc.Sobol(len(space.names), scramble=True, seed=seed)
+    wanted = 1 << max(3, int(np.log2(max(trials // 2, 8))))
+    unit = sobol.random(wanted)
+    weights = space.weights(unit)
+    inside = np.isfinite(weights).all(axis=1)
+    unit, weights = unit[inside], weights[inside]
+
+    rows, batches = [], []
+
+    def run(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluates a batch: the axes `[S, A]` and the violations `[S]`."""
+        found: list[tuple[dict[str, np.ndarray], list[Support | None]]] = []
+        for begin in range(0, len(batch), _BATCH):
+            found.append(evaluator.deltas(batch[begin : begin + _BATCH].astype(np.float32)))
+            if progress:
+                progress(min(sum(map(len, rows)) + begin + _BATCH, trials), trials)
+        deltas = {name: np.concatenate([part[0][name] for part in found]) for name in evaluator.objectives}
+        supports = [gate for part in found for gate in part[1]]
+        violation = np.array([float(gate is not None and bool(gate.reason)) for gate in supports])
+        for name, least in guardrails.items():
+            violation += np.maximum(least - deltas[name], 0)
+        rows.append(batch)
+        batches.append((deltas, supports, violation))
+        return np.stack([deltas[name] for name in axes], axis=1), violation
+
+    run(production)
+    points, violation = run(weights)
+    _evolve(run, space, unit, points, violation, trials - 1 - len(weights), seed)
+
+    violations = np.concatenate([violation for _, _, violation in batches])
+    return Trials(
+        weights=np.concatenate(rows),
+        deltas={name: np.concatenate([deltas[name] for deltas, _, _ in batches]) for name in evaluator.objectives},
+        supports=[gate for _, supports, _ in batches for gate in supports],
+        feasible=violations <= 0,
+    )
+
+
+def _evolve(
+    run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    space: Space,
+    unit: np.ndarray,
+    points: np.ndarray,
+    violation: np.ndarray,
+    budget: int,
+    seed: int,
+) -> None:
+    """NSGA-II in memory, a population a kernel call; its first generation is the best of the Sobol batch."""
+    if budget < 1 or len(unit) == 0:
+        return
+    study = _new_study(points.shape[1], seed)
+    feasible = violation <= 0
+    front = np.zeros(len(unit), bool)
+    front[feasible] = pareto(points[feasible])
+    best = np.lexsort((-points[:, 0], violation, ~front))[:_POPULATION]
+    for row in unit[best]:
+        study.enqueue_trial({name: float(u) for name, u in zip(space.names, row, strict=True)})
+    while budget > 0:
+        asked = [study.ask() for _ in range(min(_POPULATION, budget))]
+        budget -= len(asked)
+        proposed = np.array([[trial.suggest_float(name, 0, 1) for name in space.names] for trial in asked])
+        weights = space.weights(proposed)
+        inside = np.isfinite(weights).all(axis=1)
+        values, violations = run(weights[inside]) if inside.any() else (points[:0], violation[:0])
+        index = 0
+        for trial, good in zip(asked, inside, strict=True):
+            if not good:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            trial.set_user_attr("violation", float(violations[index]))
+            study.tell(trial, [float(value) for value in values[index]])
+            index += 1
+
+
+def _new_study(axes: int, seed: int) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        # Optuna 5 prefers Trial.set_constraint, which Optuna 4 does not have.
+        warnings.simplefilter("ignore", FutureWarning)
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=_POPULATION,
+            seed=seed,
+            constraints_func=lambda trial: (trial.user_attrs["violation"],),
+        )
+    return optuna.create_study(directions=["maximize"] * axes, sampler=sampler)

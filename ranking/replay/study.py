@@ -1,0 +1,224 @@
+"""The study file: what a tuning tried, found and decided, and how often its test window was looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ranking.atomic import atomic_file
+from ranking.errors import UserError
+from ranking.fusion import FusionWeights
+from ranking.replay.evaluation import Evaluation
+
+__all__ = ["Entry", "LogSummary", "Study"]
+
+FORMAT = "seedrank-study"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LogSummary:
+    """One window of a study, in numbers.
+
+    Args:
+        window: tuple of int. Start and end, half-open.
+        requests: int. Requests.
+        users: int. Users.
+        candidates: int. Rows, shown or not.
+        shown: int. Rows that were shown.
+        clicks: int. Clicks.
+        conversions: int. Matured conversions.
+        immature_requests: int. Requests left out of conversions and value.
+        informative: dict of str to int. Informative groups of each objective.
+        score_reproduced: float or None. Share of candidates whose logged score the production weights reproduce.
+    """
+
+    window: tuple[int, int]
+    requests: int
+    users: int
+    candidates: int
+    shown: int
+    clicks: int
+    conversions: int
+    immature_requests: int
+    informative: dict[str, int]
+    score_reproduced: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting of the shortlist, on both windows.
+
+    Args:
+        name: str. `production`, `setting 1`, ...
+        roles: tuple of str. `production`, `pick`, `knee`, `best clicks`, ...
+        tune: Evaluation. On the window it was found on: flattered.
+        test: Evaluation. On the later window.
+        reordering: dict of str to float. E0 changes on the test window, beside E3; empty where refused.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    tune: Evaluation
+    test: Evaluation
+    reordering: dict[str, float] = field(default_factory=dict)
+
+    def optimism(self, objective: str) -> float | None:
+        """Tune estimate of the change minus test estimate; None where either is refused."""
+        if objective not in self.tune.estimates or objective not in self.test.estimates:
+            return None
+        return self.tune.estimates[objective].delta - self.test.estimates[objective].delta
+
+
+@dataclass(frozen=True)
+class Study:
+    """The result of `tune`. The file form is JSON, see `save`.
+
+    Args:
+        objective: str. What was maximised.
+        guardrails: dict of str to float. Least change of other objectives.
+        production: FusionWeights. What every change is against.
+        verdict: str. The outcome in a sentence.
+        pick: str. Name of the recommended entry; empty where the verdict is to keep production.
+        estimator: str. `"E0"` or `"E3"`.
+        assumptions: str. What the estimator assumes.
+        banners: tuple of str. What a reader must know before the numbers.
+        tune: LogSummary. The window searched on.
+        test: LogSummary. The window looked at once.
+        shortlist: tuple of Entry. Production first.
+        trials: list of dict. Each with `weights`, and `deltas` or the `reason` it is refused for, and `feasible`.
+        settings: dict. Arguments and versions that made the study.
+        looks: tuple of str. One mark for each time the test window was looked at.
+    """
+
+    objective: str
+    guardrails: dict[str, float]
+    production: FusionWeights
+    verdict: str
+    pick: str
+    estimator: str
+    assumptions: str
+    banners: tuple[str, ...]
+    tune: LogSummary
+    test: LogSummary
+    shortlist: tuple[Entry, ...]
+    trials: list[dict[str, Any]]
+    settings: dict[str, Any]
+    looks: tuple[str, ...]
+
+    def entry(self, name: str) -> Entry:
+        """The entry of that name, or of that role (`pick`, `knee`, `production`, ...).
+
+        Raises:
+            UserError: there is none.
+        """
+        for entry in self.shortlist:
+            if name == entry.name or name in entry.roles:
+                return entry
+        known = [*(entry.name for entry in self.shortlist), *sorted({r for e in self.shortlist for r in e.roles})]
+        if name == "pick":
+            raise UserError(f"The study's verdict is to keep production: it has no pick. Choose one of {known}.")
+        raise UserError(f"`name` should be one of {known}. Received: {name!r}.")
+
+    def weights(self, name: str = "pick") -> FusionWeights:
+        """The weights of an entry, with production's constants.
+
+        Raises:
+            UserError: no such entry, or the test window refuses it.
+        """
+        entry = self.entry(name)
+        if entry.test.refused:
+            raise UserError(f"{entry.name} is refused on the test window: {entry.test.refused}.")
+        return replace(self.production, weights=dict(entry.test.weights))
+
+    def apply(self, path: str | Path, name: str = "pick") -> FusionWeights:
+        """Writes the chosen weights as a file that the fusion reads.
+
+        Args:
+            path: str or Path. The weights file.
+            name: str. An entry or a role. Defaults to `"pick"`.
+
+        Returns:
+            The `FusionWeights` written.
+        """
+        weights = self.weights(name)
+        weights.save(path)
+        return weights
+
+    def looked(self, mark: str) -> Study:
+        """The study after one more look at its test window."""
+        return replace(self, looks=(*self.looks, mark))
+
+    def save(self, path: str | Path) -> Study:
+        """Writes the study as JSON, whole or not at all.
+
+        A study already in the file that was made on the same test window passes its looks on: tuning again does not
+        make the window fresh.
+
+        Args:
+            path: str or Path. The study file.
+
+        Returns:
+            The study as written, with the looks of the earlier ones.
+        """
+        study, path = self, Path(path)
+        if path.exists():
+            before = Study.load(path)
+            if before.test.window == self.test.window:
+                study = replace(self, looks=tuple(dict.fromkeys((*before.looks, *self.looks))))
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(study.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return study
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        data = asdict(self)
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **data}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Reads a study file.
+
+        Raises:
+            UserError: not a study file, or of a later version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} should be a study file (JSON). Received: {error}.") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise UserError(f"{path} should be a study file (`format` = {FORMAT!r}).")
+        version = data.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path}: `format_version` should be {FORMAT_VERSION}. Received: {version!r}.")
+        return cls.from_json(data)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Study:
+        """The inverse of `to_json`."""
+        production = dict(data["production"])
+        production["bounds"] = {name: tuple(bound) for name, bound in production["bounds"].items()}
+        summaries = {
+            name: LogSummary(**{**data[name], "window": tuple(data[name]["window"])}) for name in ("tune", "test")
+        }
+        entries = [
+            Entry(
+                name=row["name"],
+                roles=tuple(row["roles"]),
+                tune=Evaluation.from_json(row["tune"]),
+                test=Evaluation.from_json(row["test"]),
+                reordering=row["reordering"],
+            )
+            for row in data["shortlist"]
+        ]
+        changed = {
+            "production": FusionWeights(**production),
+            "banners": tuple(data["banners"]),
+            "shortlist": tuple(entries),
+            "looks": tuple(data["looks"]),
+            **summaries,
+        }
+        plain = {name: value for name, value in data.items() if name not in ("format", "format_version")}
+        return cls(**{**plain, **changed})
