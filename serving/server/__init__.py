@@ -1,1 +1,5 @@
-"""The embedded server: REST and gRPC as clients of TensorFlow Serving see them."""
+"""The embedded server: TensorFlow Serving's REST and gRPC calls from one Python process. Imports no TensorFlow."""
+
+from serving.server.server import Server
+
+__all__ = ["Server"]

@@ -1,0 +1,126 @@
+"""A request built from a model's metadata: the declared inputs, in the declared types."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import ServingError
+
+__all__ = ["Signature", "Tensor", "as_list", "declared_signature", "rank_inputs"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A declared input or output: `dtype` as in `DT_INT64`; -1 in `shape` is any size, `None` any shape."""
+
+    dtype: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of one signature, by name."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+def declared_signature(metadata: Mapping[str, Any], name: str) -> Signature:
+    """One signature of a metadata reply in the form of the REST API.
+
+    Raises:
+        ServingError: the model has no such signature.
+    """
+    declared = metadata["metadata"]["signature_def"]["signature_def"]
+    if name not in declared:
+        public = ", ".join(sorted(known for known in declared if not known.startswith("__")))
+        raise ServingError(f"the model has no signature {name!r}. It has: {public}.")
+    inputs, outputs = (
+        {alias: _tensor(info) for alias, info in declared[name].get(side, {}).items()} for side in ("inputs", "outputs")
+    )
+    return Signature(inputs, outputs)
+
+
+def _tensor(info: Mapping[str, Any]) -> Tensor:
+    shape = info.get("tensor_shape", {})
+    sizes = tuple(int(dimension["size"]) for dimension in shape.get("dim", []))
+    return Tensor(info["dtype"], None if shape.get("unknown_rank") else sizes)
+
+
+def as_list(values: Any) -> Any:
+    """Arrays, tuples and single numbers of numpy as plain lists and values."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return [as_list(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def rank_inputs(
+    signature: Signature,
+    user_id: Any,
+    item_ids: Sequence[Any],
+    *,
+    context: Mapping[str, Any] | None = None,
+    price: Sequence[float] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> dict[str, list[Any]]:
+    """The inputs of the `rank` or `rank_with_weights` signature.
+
+    Args:
+        signature: Signature. As the server declares it; ids are converted to its types.
+        user_id: int or str.
+        item_ids: sequence of int or str. The N candidates.
+        context: dict. Column -> value, or N values where the column is declared by candidate.
+        price: sequence of float. By candidate; NaN where there is none. Not given: NaN for all.
+        weights: dict. Part -> weight, for the signature's `weight_<part>` inputs.
+
+    Returns:
+        Dict of lists, by input name.
+
+    Raises:
+        ServingError: an input that the signature does not have, one that is missing, or an id of the wrong type.
+    """
+    items = as_list(item_ids)
+    if not isinstance(items, list):
+        raise ServingError(f"`item_ids` should be a list. Received: item_ids={item_ids!r}.")
+    given: dict[str, Any] = {"user_id": [user_id], "item_id": items, **(context or {})}
+    given.update({f"weight_{part}": [weight] for part, weight in (weights or {}).items()})
+    if price is not None:
+        given["price"] = price
+    elif "price" in signature.inputs:
+        given["price"] = [math.nan] * len(items)
+    unknown = sorted(given.keys() - signature.inputs.keys())
+    if unknown:
+        raise ServingError(
+            f"`{unknown[0]}` is not an input of the model. It has: {', '.join(sorted(signature.inputs))}."
+        )
+    missing = sorted(signature.inputs.keys() - given.keys())
+    if missing:
+        kind = "weights" if missing[0].startswith("weight_") else "context"
+        raise ServingError(f"`{kind}` should give {missing[0].removeprefix('weight_')!r}: the model asks for it.")
+    return {name: _column(name, given[name], tensor, len(items)) for name, tensor in sorted(signature.inputs.items())}
+
+
+def _column(name: str, values: Any, tensor: Tensor, candidates: int) -> list[Any]:
+    values = as_list(values)
+    if not isinstance(values, list):
+        values = [values] * (1 if tensor.shape == (1,) else candidates)
+    return [_converted(name, value, tensor.dtype) for value in values]
+
+
+def _converted(name: str, value: Any, dtype: str) -> Any:
+    if dtype == "DT_STRING":
+        return value if isinstance(value, bytes) else str(value)
+    if dtype in ("DT_FLOAT", "DT_DOUBLE"):
+        kind: type = float
+    elif dtype == "DT_BOOL":
+        kind = bool
+    else:
+        kind = int
+    try:
+        converted = kind(value)
+        if kind is int and isinstance(value, float) and converted != value:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        wanted = dtype.removeprefix("DT_").lower()
+        raise ServingError(f"`{name}` should be {wanted} values. Received: {value!r}.") from error
+    return converted

@@ -1,0 +1,110 @@
+"""Loads a SavedModel and replays its golden requests: `python -m serving.verify DIRECTORY`.
+
+`serving.publish` runs it in a fresh process, so that nothing of the training process (custom objects, variables,
+lookup tables) can stand in for what is missing from the folder.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.errors import ServingError
+from serving.publish import GOLDEN
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["main", "verify"]
+
+
+def verify(directory: str | Path) -> int:
+    """Loads `directory` and replays the requests of its `assets.extra/golden.json`, if it has one.
+
+    Refused: what does not load, missing variables, an answer with NaN or infinity, a `score` that is the same for
+    every candidate of a request, and an answer that differs from the expected one.
+
+    Args:
+        directory: str or Path. The SavedModel's folder.
+
+    Returns:
+        The number of requests replayed.
+
+    Raises:
+        ServingError: one line with the request, the output, the rule and the value.
+    """
+    from serving.server.bundle import Bundle
+
+    directory = Path(directory)
+    bundle = Bundle(directory)
+    path = directory / GOLDEN
+    if not path.is_file():
+        return 0
+    golden = json.loads(path.read_text(encoding="utf-8"))
+    for number, request in enumerate(golden["requests"]):
+        where = f"{GOLDEN}: request {number} ({request['signature']})"
+        try:
+            _replay(bundle, request, float(golden.get("tolerance", 1e-5)))
+        except ServingError as error:
+            raise ServingError(f"{where}: {error}") from error
+    return len(golden["requests"])
+
+
+def _replay(bundle: Any, request: dict[str, Any], tolerance: float) -> None:
+    import numpy as np
+
+    from serving.server.decode import columns_to_arrays
+
+    signature = bundle.signatures.get(request["signature"])
+    if signature is None:
+        raise ServingError("the model has no such signature.")
+    answer = bundle.predict(columns_to_arrays(request["inputs"], signature.inputs), signature=request["signature"])
+    for name, values in answer.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ServingError(f"`{name}` should be finite. Received: {values[~np.isfinite(values)][0]}.")
+    score = answer.get("score")
+    if score is not None and score.size > 1 and (score == score.flat[0]).all():
+        raise ServingError(f"`score` should differ between candidates. Received: {score.flat[0]} for all {score.size}.")
+    for name, values in request["outputs"].items():
+        if name not in answer:
+            raise ServingError(f"the model has no output `{name}`.")
+        _compare(name, answer[name], values, tolerance)
+
+
+def _compare(name: str, answer: "np.ndarray", expected: list[Any], tolerance: float) -> None:
+    import numpy as np
+
+    if answer.dtype.kind == "O":
+        wanted = np.array([str(value).encode() for value in np.array(expected, dtype=object).flat], dtype=object)
+        wanted = wanted.reshape(np.shape(expected))
+    else:
+        wanted = np.asarray(expected, dtype=answer.dtype)
+    if wanted.shape != answer.shape:
+        raise ServingError(f"`{name}` should have shape {wanted.shape}. Received: {answer.shape}.")
+    if answer.dtype.kind == "f":
+        wrong = np.abs(answer - wanted) > tolerance * np.maximum(1.0, np.abs(wanted))
+    else:
+        wrong = answer != wanted
+    if wrong.any():
+        first = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise ServingError(f"`{name}` at {first} should be {wanted[first]} (+-{tolerance}). Received: {answer[first]}.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints one line; the exit code is 0 when the folder may be published, else 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1:
+        print("usage: python -m serving.verify DIRECTORY")
+        return 2
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        print(f"ok: {verify(arguments[0])} golden requests")
+    except ServingError as error:
+        print(str(error).replace("\n", " "))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
