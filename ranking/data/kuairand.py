@@ -186,9 +186,7 @@ def read_chunks(path: Path, columns: list[str], report: Callable[[int], None] | 
             missing = [column for column in columns if column not in header]
             if missing:
                 raise UserError(f"{path}: should have a column `{missing[0]}`. Received: {', '.join(header)}.")
-            chunks = pd.read_csv(
-                stream, names=header, usecols=columns, chunksize=_CHUNK_ROWS, low_memory=False, keep_default_na=True
-            )
+            chunks = pd.read_csv(stream, names=header, index_col=False, chunksize=_CHUNK_ROWS, low_memory=False)
             for chunk in chunks:
                 yield chunk[columns]
                 if report is not None:

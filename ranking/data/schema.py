@@ -94,7 +94,7 @@ class Statistic:
     Args:
         name: str. The statistic's own name.
         key: tuple of str. Among `user_id`, `item_id` and declared features that are not numeric; a multi feature
-            stands for the mean over its values.
+            stands alone, and for the mean over its values.
         event: str. `"click"`, `"conversion"` or `"behaviors.<field>"`.
         per: str. What counts as a trial: `"impression"`, `"click"` or `"behaviors.<field>"`.
             Defaults to `"impression"`.
@@ -377,7 +377,7 @@ class _Parser:
             raise self.fail(where, "should name each column once", key)
         allowed = ["user_id", "item_id", *(feature.name for feature in features)]
         self.keys(dict.fromkeys(key), where, dict.fromkeys(allowed))
-        multi = 0
+        multi = False
         for part in key:
             sides = [feature for feature in features if feature.name == part]
             if len(sides) > 1:
@@ -386,9 +386,9 @@ class _Parser:
                 raise self.fail(where, f"should hold no numeric feature, and `{part}` is one", key)
             if sides and sides[0].side == "context" and of_behaviors:
                 raise self.fail(where, f"should hold no context column, because behaviors have none: `{part}`", key)
-            multi += bool(sides and sides[0].kind == "multi")
-        if multi > 1:
-            raise self.fail(where, "should hold at most one multi feature", key)
+            multi = multi or bool(sides and sides[0].kind == "multi")
+        if multi and len(key) > 1:
+            raise self.fail(where, "should hold a multi feature alone", key)
         return tuple(key)
 
     def examination(self, table: Any) -> tuple[float, ...] | None:

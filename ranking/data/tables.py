@@ -85,6 +85,20 @@ class Dataset:
         declared = self.schema.observed_until
         return int(self.impressions["timestamp"].max()) + 1 if declared is None else declared
 
+    def left_out(self, name: str) -> list[str]:
+        """The stored columns of a table that nothing declares: they are not read."""
+        path = self.file(name)
+        return [column for column in _header(path) if column not in _columns(name, self.schema)] if path else []
+
+    def stored_rows(self, name: str) -> int:
+        """The rows of a table's file, before validation and before unused behaviour fields are left out."""
+        path = self.file(name)
+        if path is None:
+            return 0
+        if path.suffix == ".parquet":
+            return int(pa.parquet.read_metadata(path).num_rows)
+        return int(_read_csv(path, _header(path)[:1]).num_rows)
+
     def has(self, name: str) -> bool:
         """Whether the folder holds the table."""
         return self.file(name) is not None
@@ -218,7 +232,7 @@ def _header(path: Path) -> list[str]:
         return next(csv.reader(stream), [])
 
 
-def _wanted(path: Path, columns: Mapping[str, Column]) -> list[str]:
+def _wanted(path: Path, columns: Iterable[str]) -> list[str]:
     header = _header(path)
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
@@ -226,11 +240,11 @@ def _wanted(path: Path, columns: Mapping[str, Column]) -> list[str]:
     return [name for name in columns if name in header]
 
 
-def _read_parquet(path: Path, columns: Mapping[str, Column]) -> pa.Table:
+def _read_parquet(path: Path, columns: Iterable[str]) -> pa.Table:
     return pa.parquet.read_table(path, columns=_wanted(path, columns))
 
 
-def _read_csv(path: Path, columns: Mapping[str, Column]) -> pa.Table:
+def _read_csv(path: Path, columns: Iterable[str]) -> pa.Table:
     wanted = _wanted(path, columns)
     convert_options = pa.csv.ConvertOptions(
         include_columns=wanted,
@@ -248,7 +262,8 @@ def _first(broken: pd.Series, path: Path, rule: str, frame: pd.DataFrame, column
         row = int(np.flatnonzero(broken)[0])
         value = frame[column].iloc[row]
         value = value.item() if isinstance(value, np.generic) else value
-        raise UserError(f"{path}: column `{column}`: {rule}. Received: {value!r} in row {row + 1}.")
+        more = f" ({int(broken.sum()):,} such rows)" if broken.sum() > 1 else ""
+        raise UserError(f"{path}: column `{column}`: {rule}. Received: {value!r} in row {row + 1}{more}.")
 
 
 def _check_impressions(frame: pd.DataFrame, path: Path, schema: Schema) -> pd.DataFrame:

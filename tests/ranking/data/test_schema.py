@@ -127,6 +127,7 @@ def test_ordinal_time():
         ('["item_id", "tab"]', '["item_id", "bid"]', "no numeric feature, and `bid` is one"),
         ('key = ["tag"]', 'key = ["tab"]', "no context column, because behaviors have none: `tab`"),
         ('["item_id", "tab"]', "[]", "non-empty list"),
+        ('["item_id", "tab"]', '["item_id", "tag"]', "a multi feature alone"),
         (
             'event = "conversion"',
             'event = "impression"',
