@@ -37,6 +37,7 @@ class AttentionMerge(keras.layers.Layer):
 
     def __init__(self, units: int = 64, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.units = _positive("units", units)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
@@ -54,6 +55,9 @@ class AttentionMerge(keras.layers.Layer):
     def call(self, inputs: Any, mask: Any = None) -> Any:
         """Merge `inputs` `[batch, fields, width]`; `mask` `[batch, fields]` is 0 at empty fields."""
         return _pool(self.attention(inputs, mask), inputs)  # [batch, width]
+
+    def compute_mask(self, *args: Any, **kwargs: Any) -> None:
+        """The mask ends here: the masked axis is summed."""
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -87,6 +91,7 @@ class GlobalAttention(keras.layers.Layer):
 
     def __init__(self, units: int = 64, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.units = _positive("units", units)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
@@ -104,6 +109,9 @@ class GlobalAttention(keras.layers.Layer):
     def call(self, centroids: Any, mask: Any = None) -> Any:
         """Summarise `centroids` `[batch, k, dim]`; `mask` `[batch, k]` is 0 where there is none."""
         return _pool(self.attention(centroids, mask), centroids)  # [batch, dim]
+
+    def compute_mask(self, *args: Any, **kwargs: Any) -> None:
+        """The mask ends here: the masked axis is summed."""
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -139,6 +147,7 @@ class LocalAttention(keras.layers.Layer):
 
     def __init__(self, squash: bool = True, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.squash = bool(squash)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
@@ -162,6 +171,9 @@ class LocalAttention(keras.layers.Layer):
     def call(self, user: Any, centroids: Any, mask: Any = None) -> Any:
         """Summarise `centroids` `[batch, k, dim]` for `user` `[batch or 1, dim]`; `mask` is `[batch, k]`."""
         return _pool(self.attention(user, centroids, mask), centroids)  # [batch, dim]
+
+    def compute_mask(self, *args: Any, **kwargs: Any) -> None:
+        """The mask ends here: the masked axis is summed."""
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

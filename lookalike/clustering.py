@@ -202,7 +202,7 @@ def _start(points, centres):
 @numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
 def _best_trial(products, squares, picks, nearest):
     """Turn each trial's products into what `nearest` would become, in place; the trial with the lowest sum wins."""
-    best, lowest = 0, np.inf
+    best, lowest = 0, np.float32(np.inf)
     for t in range(len(picks)):
         row, own = products[t], squares[picks[t]]
         total = np.float32(0.0)

@@ -1,0 +1,224 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.metrics import roc_auc_score
+
+import lookalike
+from lookalike import LookalikeModel, SimilarityLogit, build_similarity_trainer, cluster, cosine, leave_one_out
+
+
+def rows(batch=4, k=3, user_dim=6, hidden=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "user": rng.normal(size=(batch, user_dim)).astype("float32"),
+        "centroids": rng.normal(size=(batch, k, hidden)).astype("float32"),
+        "centroid_mask": np.ones((batch, k), np.float32),
+    }
+
+
+def trainer_rows(**kwargs):
+    inputs = rows(**kwargs)
+    mask = inputs.pop("centroid_mask")
+    own = inputs["centroids"][:, 0] + 0.5
+    return {**inputs, "counts": 4 * mask, "own_cluster": np.full(len(own), -1, np.int32), "own_embedding": own}
+
+
+def test_cosine_by_hand():
+    # (3, 4).(4, 3) / (5 * 5) = 0.96
+    np.testing.assert_allclose(cosine(np.array([[3.0, 4.0]]), np.array([[4.0, 3.0]])), [0.96], atol=1e-6)
+    a = tf.Variable([[0.0, 0.0], [3.0, 4.0]])
+    with tf.GradientTape() as tape:
+        values = cosine(a, tf.constant([[1.0, 2.0], [0.0, 0.0]]))
+    np.testing.assert_array_equal(values, [0, 0])
+    np.testing.assert_array_equal(tape.gradient(values, a), np.zeros((2, 2)))
+
+
+def test_similarity_by_hand():
+    layer = LookalikeModel(2, hidden=2, dropout=0)
+    layer.build()
+    layer.projection.set_weights([np.eye(2), np.zeros(2)])
+    layer.slope.assign([0.25, 0.25])
+    layer.global_attention.query.assign(np.zeros((64, 1)))
+    layer.local_attention.kernel.assign(np.eye(2))
+    # transform (1, -4) = (1, -1) by PReLU with slope 1/4. Global: equal weights on (1, 0) and (0, 1): cos = 0.
+    # Local: logits tanh(1) = 0.76159 and -0.76159; weights 0.82101, 0.17899 (e^1.52319 = 4.58682)
+    # cos = (0.82101 - 0.17899) / (sqrt 2 * sqrt(0.82101^2 + 0.17899^2)) = 0.64202 / (1.41421 * 0.84029) = 0.54026
+    inputs = {"user": np.array([[1.0, -4.0]]), "centroids": np.eye(2)[None], "centroid_mask": np.ones((1, 2))}
+    inputs = {name: value.astype("float32") for name, value in inputs.items()}
+    np.testing.assert_allclose(layer(inputs), [0.7 * 0.54026], atol=1e-5)
+    np.testing.assert_allclose(layer.transform(np.array([[1.0, -4.0]], np.float32)), [[1, -1]])
+
+
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
+def test_one_user_against_many_items(activation):
+    layer, inputs = LookalikeModel(6, hidden=5, activation=activation), rows(batch=7)
+    one = {**inputs, "user": inputs["user"][:1]}
+    many = {**inputs, "user": np.repeat(inputs["user"][:1], 7, axis=0)}
+    values = np.asarray(layer(one))
+    assert values.shape == (7,) and np.all(np.abs(values) <= 1)
+    np.testing.assert_allclose(values, layer(many), atol=1e-6)
+    ready = layer.summarize(inputs["centroids"], inputs["centroid_mask"])
+    np.testing.assert_allclose(layer({**one, "global_embedding": ready}), values, atol=1e-6)
+
+
+def test_without_centroids_similarity_is_zero_and_gradients_are_finite():
+    layer, inputs = LookalikeModel(6, hidden=5, activation="relu", dropout=0), rows()
+    inputs["centroid_mask"][:2] = 0
+    inputs["centroids"][0] = 0
+    inputs["user"][3] = 0  # zero embedding, zero bias: a user without any length
+    with tf.GradientTape() as tape:
+        values = layer(inputs)
+        loss = tf.reduce_sum(values)
+    assert np.all(values[:2] == 0) and values[2] != 0 and values[3] == 0
+    assert all(np.isfinite(gradient).all() for gradient in tape.gradient(loss, layer.trainable_variables))
+
+
+def test_a_masked_centroid_does_not_matter():
+    layer, inputs = LookalikeModel(6, hidden=5), rows()
+    more = np.concatenate([inputs["centroids"], np.full((4, 2, 5), 7, np.float32)], axis=1)
+    mask = np.concatenate([inputs["centroid_mask"], np.zeros((4, 2), np.float32)], axis=1)
+    np.testing.assert_allclose(layer({**inputs, "centroids": more, "centroid_mask": mask}), layer(inputs), atol=1e-6)
+
+
+def test_leave_one_out_by_hand():
+    centroids = np.array([[[2.0], [5.0], [0.0]]] * 3, np.float32)
+    counts = np.array([[3, 1, 0]] * 3)
+    own = np.array([[4.0], [5.0], [9.0]], np.float32)
+    left, mask = leave_one_out(centroids, counts, np.array([0, 1, -1]), own)
+    # Row 0: (3 * 2 - 4) / 2 = 1. Row 1: a cluster of one is masked. Row 2: no seed, nothing changes.
+    np.testing.assert_allclose(np.asarray(left)[:, :, 0], [[1, 5, 0], [2, 5, 0], [2, 5, 0]])
+    np.testing.assert_array_equal(mask, [[1, 1, 0], [1, 0, 0], [1, 1, 0]])
+
+
+def test_leave_one_out_is_the_mean_of_the_others():
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(200, 4)).astype("float32")
+    clusters = cluster(points, np.array([0, 200]), 6)
+    take = np.arange(0, 200, 17)
+    labels = clusters.assignment[take]
+    left, mask = leave_one_out(
+        np.repeat(clusters.centroids, len(take), axis=0),
+        np.repeat(clusters.counts, len(take), axis=0),
+        labels,
+        points[take],
+    )
+    for row, (seed, label) in enumerate(zip(take, labels, strict=True)):
+        others = np.flatnonzero((clusters.assignment == label) & (np.arange(200) != seed))
+        assert np.asarray(mask)[row, label] == (len(others) > 0)
+        np.testing.assert_allclose(np.asarray(left)[row, label], points[others].mean(0), atol=1e-5)
+        rest = np.arange(6) != label
+        np.testing.assert_array_equal(np.asarray(left)[row, rest], clusters.centroids[0, rest])
+
+
+def test_logit_by_hand():
+    model, inputs = LookalikeModel(6, hidden=5), trainer_rows()
+    layer = SimilarityLogit(model, scale=3.0, base_rate=0.2)
+    similarity = model(
+        {"user": inputs["user"], "centroids": inputs["centroids"], "centroid_mask": np.ones((4, 3), np.float32)}
+    )
+    # log(0.2 / 0.8) = -1.38629
+    np.testing.assert_allclose(layer(inputs)[:, 0], 3 * np.asarray(similarity) - 1.38629, atol=1e-5)
+
+
+def test_sample_weights_weight_rows():
+    trainer, inputs = build_similarity_trainer(LookalikeModel(6, hidden=5)), trainer_rows()
+    trainer.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    label, weight = np.array([1, 0, 1, 0], np.float32), np.array([1, 0, 0, 2], np.float32)
+    logit = trainer.predict(inputs, verbose=0)[:, 0]
+    losses = np.log1p(np.exp(-logit * (2 * label - 1)))
+    got = trainer.evaluate(inputs, label, sample_weight=weight, verbose=0)
+    np.testing.assert_allclose(got, np.mean(losses * weight), rtol=1e-5)
+
+
+def test_learns_two_groups():
+    """Users of two groups in a rotated, noisy space; each item is liked by one group, at 70 % against 2 %."""
+    rng = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    users, items, dim = 600, 20, 12
+    group, taste = rng.integers(2, size=users), np.arange(items) % 2
+    embeddings = (rng.normal(size=(2, dim))[group] + rng.normal(size=(users, dim))).astype("float32")
+    click = rng.random((users, items)) < np.where(group[:, None] == taste, 0.7, 0.02)
+    model = LookalikeModel(dim, hidden=8)
+    trainer = build_similarity_trainer(model, base_rate=float(click.mean()))
+    trainer.compile(keras.optimizers.Adam(0.01), keras.losses.BinaryCrossentropy(from_logits=True))
+    train = np.arange(users) < 400
+    seeds, seed_item = np.nonzero(click & train[:, None])
+    order = np.argsort(seed_item, kind="stable")
+    seeds, seed_item = seeds[order], seed_item[order]
+    offsets = np.searchsorted(seed_item, np.arange(items + 1))
+
+    def inputs(who):
+        user, item = (part.ravel() for part in np.meshgrid(who, np.arange(items), indexing="ij"))
+        own_cluster = np.full((users, items), -1, np.int32)
+        own_cluster[seeds, seed_item] = clusters.assignment
+        return {
+            "user": embeddings[user],
+            "centroids": clusters.centroids[item],
+            "counts": clusters.counts[item],
+            "own_cluster": own_cluster[user, item],
+            "own_embedding": transformed[user],
+        }, click[user, item].astype("float32")
+
+    areas = []
+    for _ in range(4):
+        transformed = np.asarray(model.transform(embeddings))
+        clusters = cluster(transformed[seeds], offsets, 4)
+        test_inputs, label = inputs(np.flatnonzero(~train))
+        areas.append(roc_auc_score(label, trainer.predict(test_inputs, batch_size=4096, verbose=0)[:, 0]))
+        trainer.fit(*inputs(np.flatnonzero(train)), batch_size=256, verbose=0)
+    # Perfect knowledge of the groups: P(same group | click) = 0.7 / 0.72 = 0.972, P(same | no click) = 0.3 / 1.28 =
+    # 0.234; AUC = 0.972 * 0.766 + (0.972 * 0.234 + 0.028 * 0.766) / 2 = 0.869
+    assert areas[0] < 0.75 and areas[-1] > 0.84
+
+
+def test_round_trips(tmp_path):
+    model = LookalikeModel(6, hidden=5, activation="relu", dropout=0.2, alpha=0.4, beta=0.6, squash=False)
+    assert LookalikeModel.from_config(model.get_config()).get_config() == model.get_config()
+    trainer, inputs = build_similarity_trainer(model, base_rate=0.1), trainer_rows()
+    trainer.save(tmp_path / "trainer.keras")
+    restored = keras.models.load_model(tmp_path / "trainer.keras")
+    np.testing.assert_array_equal(restored.predict(inputs, verbose=0), trainer.predict(inputs, verbose=0))
+
+
+def test_functional_model_with_static_batch_of_one_user(tmp_path):
+    layer, arrays = LookalikeModel(6, hidden=5), rows(batch=7)
+    inputs = {
+        "user": keras.Input(batch_shape=(1, 6), name="user"),
+        "centroids": keras.Input((3, 5), name="centroids"),
+        "centroid_mask": keras.Input((3,), name="centroid_mask"),
+    }
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output.shape == (None,)
+    model.save(tmp_path / "model.keras")
+    arrays["user"] = arrays["user"][:1]
+    tensors = {name: tf.constant(value) for name, value in arrays.items()}
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras")(tensors), layer(arrays), atol=1e-6)
+
+
+def test_rejects_bad_input():
+    for arguments, message in [
+        ({"user_dim": 0}, "`user_dim` should be a positive integer. Received: user_dim=0"),
+        ({"user_dim": 4, "hidden": -1}, "`hidden`"),
+        (
+            {"user_dim": 4, "activation": "tanh"},
+            "`activation` should be 'prelu' or 'relu'. Received: activation='tanh'",
+        ),
+        ({"user_dim": 4, "dropout": 1}, "`dropout`"),
+        ({"user_dim": 4, "alpha": 0.5}, "shares that sum to 1. Received: alpha=0.5, beta=0.7"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LookalikeModel(**arguments)
+    with pytest.raises(ValueError, match="`user` should be 4 wide"):
+        LookalikeModel(4, hidden=5)(rows())
+    with pytest.raises(ValueError, match="`centroids` should be 8 wide"):
+        LookalikeModel(6, hidden=8)(rows())
+    with pytest.raises(ValueError, match="`base_rate`"):
+        SimilarityLogit(LookalikeModel(4), base_rate=1.0)
+
+
+def test_registered_names_are_unique():
+    layers = [value for value in vars(lookalike).values() if isinstance(value, type) and issubclass(value, keras.Layer)]
+    names = [keras.saving.get_registered_name(layer) for layer in layers]
+    assert len(layers) == 7 and len(set(names)) == len(names)
+    assert all(keras.saving.get_registered_object(name) is layer for name, layer in zip(names, layers, strict=True))
