@@ -134,14 +134,14 @@ def import_kuairand(
                 for name, count in unmatched.items():
                     report.unmatched[name] = report.unmatched.get(name, 0) + count
                 yield "behaviors", frame
-        yield from _log_tables(logs, report, progress)
+        yield from _log_tables(logs, report, progress, counted=bool(histories))
 
-    def counted() -> Tables:
+    def numbered() -> Tables:
         for name, frame in tables():
             report.rows[name] = report.rows.get(name, 0) + len(frame)
             yield name, frame
 
-    write_dataset(out, toml, counted(), overwrite=overwrite)
+    write_dataset(out, toml, numbered(), overwrite=overwrite)
     return report
 
 
@@ -207,7 +207,7 @@ def _whole(values: pd.Series) -> pd.Series:
     return numbers if numbers.dtype.kind == "i" else numbers.where(numbers % 1 == 0)
 
 
-def _log_tables(logs: list[Path], report: ImportReport, progress: Progress | None) -> Tables:
+def _log_tables(logs: list[Path], report: ImportReport, progress: Progress | None, *, counted: bool) -> Tables:
     total, before = sum(log.stat().st_size for log in logs), 0
     seen = np.empty(0, np.uint64)
     for log in logs:
@@ -215,7 +215,7 @@ def _log_tables(logs: list[Path], report: ImportReport, progress: Progress | Non
         for chunk in read_chunks(log, [*_NUMBERS, *_FLAGS], told):
             rows, seen = _accepted(chunk, seen, report)
             yield "impressions", _impressions(rows, report)
-            yield "behaviors", _behaviors(rows, report.accepted)
+            yield "behaviors", _behaviors(rows, report.accepted, counted)
             report.accepted += len(rows)
         before += log.stat().st_size
 
@@ -269,8 +269,11 @@ def _impressions(rows: pd.DataFrame, report: ImportReport) -> pd.DataFrame:
     )
 
 
-def _behaviors(rows: pd.DataFrame, before: int) -> pd.DataFrame:
-    """Every impression as a watch, known when it ended; `order` is its row in the log, so that it names the play."""
+def _behaviors(rows: pd.DataFrame, before: int, counted: bool) -> pd.DataFrame:
+    """Every impression as a watch, known when it ended; `order` is its row in the log, so that it names the play.
+
+    `counted`: whether the history's fields of entries that have their watch are kept too (here: all of them).
+    """
     plays = pd.DataFrame(
         {
             "user_id": rows["user_id"],
@@ -281,6 +284,7 @@ def _behaviors(rows: pd.DataFrame, before: int) -> pd.DataFrame:
         }
     )
     flags = {"long_watch": "long_view", "like": "is_like"}
+    flags |= {f"counted_{name}": flag for name, flag in flags.items()} if counted else {}
     return pd.concat([plays, *(plays[rows[flag] == 1].assign(field=name) for name, flag in flags.items())])
 
 

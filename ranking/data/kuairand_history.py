@@ -49,7 +49,10 @@ def align(watched: list[str], chosen: list[str]) -> tuple[list[int], int]:
 
 
 def history_behaviors(path: Path) -> Iterator[tuple[pd.DataFrame, dict[str, int]]]:
-    """Rows of the fields watch, long_watch and like, in chunks of users, and the entries without a watch by field.
+    """Rows of the behaviour fields, in chunks of users, and the number of entries without a watch, by field.
+
+    The fields are watch, long_watch, like, and counted_long_watch, counted_like: the entries that have a watch, which
+    is what a rate per watch may count.
 
     An entry's own time is not in the file: its timestamp is that of the user's last event, the upper bound, and
     `order` tells the entries apart. A long_watch row has the user, value and order of its watch row.
@@ -73,16 +76,18 @@ def _behaviors(chunk: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
         aligned = [align(watched, chosen) for watched, chosen in zip(watches, values, strict=True)]
         unmatched[field] = sum(count for _, count in aligned)
         repeats = [len(chosen) for chosen in values]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "user_id": np.repeat(chunk["user_id"].to_numpy(np.int64), repeats),
-                    "field": field,
-                    "value": np.array([int(value) for chosen in values for value in chosen], np.int64),
-                    "timestamp": np.repeat(chunk["last_time_ms"].to_numpy(np.int64), repeats),
-                    "order": np.array([order for orders, _ in aligned for order in orders], np.int64),
-                }
-            )
+        rows = pd.DataFrame(
+            {
+                "user_id": np.repeat(chunk["user_id"].to_numpy(np.int64), repeats),
+                "field": field,
+                "value": np.array([int(value) for chosen in values for value in chosen], np.int64),
+                "timestamp": np.repeat(chunk["last_time_ms"].to_numpy(np.int64), repeats),
+                "order": np.array([order for orders, _ in aligned for order in orders], np.int64),
+            }
         )
+        frames.append(rows)
+        if field != "watch":
+            oldest = np.repeat([-len(watched) for watched in watches], repeats)
+            frames.append(rows[rows["order"] >= oldest].assign(field=f"counted_{field}"))
     del unmatched["watch"]
     return pd.concat(frames), unmatched

@@ -68,8 +68,8 @@ k = 20
 min_seeds = 30
 """
 
-_LONG = 'event = "behaviors.long_watch", per = "behaviors.watch"'
-_LIKE = 'event = "behaviors.like", per = "behaviors.watch"'
+_LONG = 'event = "behaviors.{counted}long_watch", per = "behaviors.watch"'
+_LIKE = 'event = "behaviors.{counted}like", per = "behaviors.watch"'
 _CLICK = 'event = "click"'
 _CONVERSION = 'event = "conversion", per = "click"'
 _STATISTICS = (
@@ -99,6 +99,9 @@ _STATISTICS = (
 def dataset_toml(first: datetime, last: datetime, *, history: bool, conversion: str, source: str) -> str:
     """The text for a log of the days `first` to `last`, both included.
 
+    With a history, rates are of the `counted_` fields: a long watch older than the watches kept has no trial beside it,
+    and would push the rates of busy users to one.
+
     The look-alike window ends on 25 April; the last two days are the test window, the two before it tune and calibrate,
     and what lies between is the train window.
 
@@ -120,8 +123,8 @@ def dataset_toml(first: datetime, last: datetime, *, history: bool, conversion: 
     }
     windows = [f"{name} = [{_moment(start)}, {_moment(end)}]" for name, (start, end) in edges.items()]
     statistics = [
-        f"{name} = {{ key = [{', '.join(repr(part) for part in key)}], {rest}, prior = {prior} }}"
-        for name, key, rest, prior in _STATISTICS
+        f"{name} = {{ key = [{', '.join(repr(part) for part in key)}], {event}, prior = {prior} }}"
+        for name, key, event, prior in _STATISTICS
     ]
     return _TEXT.format(
         source=source,
@@ -131,7 +134,7 @@ def dataset_toml(first: datetime, last: datetime, *, history: bool, conversion: 
         observed_until=f"{last + timedelta(days=1, hours=-7):%Y-%m-%dT%H:%M:%SZ}",
         windows="\n".join(windows),
         onehot="\n".join(f'onehot_feat{number} = {{ kind = "categorical" }}' for number in range(18)),
-        statistics="\n".join(statistics).replace("'", '"'),
+        statistics="\n".join(statistics).replace("'", '"').replace("{counted}", "counted_" if history else ""),
     )
 
 

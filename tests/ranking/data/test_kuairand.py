@@ -192,5 +192,13 @@ def test_the_real_slice(tmp_path, kuairand_slice):
     # every long watch of a user with at most 50 watches has its watch: same user, value, time and order
     watch, long = dataset.behavior("watch"), dataset.behavior("long_watch")
     assert len(long.merge(watch, how="left", indicator=True).query("_merge == 'left_only'")) == 99_433
+    counted = dataset.behavior("counted_long_watch")
+    assert len(counted) == len(long) - 99_433
+    trials = watch.groupby("user_id").size()
+    assert (counted.groupby("user_id").size().reindex(trials.index, fill_value=0) <= trials).all()  # no rate above one
+    assert {statistic.event for statistic in schema.statistics if statistic.per == "behaviors.watch"} == {
+        "behaviors.counted_long_watch",
+        "behaviors.counted_like",
+    }
     seeds = long[long["timestamp"] < schema.windows["train"][0]].groupby("value")["user_id"].nunique()
     assert (seeds >= 100).sum() >= 927 and (seeds >= 30).sum() >= 2196
