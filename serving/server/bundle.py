@@ -24,6 +24,9 @@ class Bundle:
     Args:
         path: str or Path. The folder that holds `saved_model.pb`.
 
+    Attributes:
+        signatures: dict. Signature name -> `SignatureDef`, the initialiser's own among them.
+
     Raises:
         RequestError: the folder is not a SavedModel, its variables are missing, or the runtime refused it.
     """
@@ -36,6 +39,7 @@ class Bundle:
                 f"`saved_model.pb`)\nSpecified file path: {path}"
             )
         import tensorflow as tf
+        from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=1
@@ -43,9 +47,8 @@ class Bundle:
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:
-            # Deprecated for saved_model.load, which can not run signatures by feed and fetch.
             with self._graph.as_default():
-                self.meta_graph = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))
+                meta_graph = SavedModelLoader(str(path)).load(self._session, ["serve"])
                 self._session._extend_graph()
         except tf.errors.OpError as error:
             raise _translate(error) from error
@@ -57,12 +60,8 @@ class Bundle:
         ):
             raise NotFound(f"{path}: the graph has variables, but there is no variables/variables.index.")
         self._lock = threading.Lock()
+        self.signatures: dict[str, Any] = dict(meta_graph.signature_def)
         self._plans: dict[tuple[str, tuple[str, ...]], tuple[dict[str, Any], dict[str, Any]]] = {}
-
-    @property
-    def signatures(self) -> Mapping[str, Any]:
-        """Signature name -> `SignatureDef`, the initialiser's own among them."""
-        return self.meta_graph.signature_def
 
     def predict(
         self,
@@ -182,6 +181,7 @@ class Bundle:
         """Frees the memory; the bundle can not be used afterwards."""
         self._plans.clear()
         self._session.close()
+        self._session = None  # the last reference: deletes the variables now, not at some collection
 
 
 def _translate(error: Any) -> RequestError:

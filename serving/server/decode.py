@@ -61,7 +61,7 @@ def parse_predict(body: bytes, signature_inputs: Callable[[str], Mapping[str, An
         raise InvalidArgument(
             f"JSON Value: {describe(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
-    infos = signature_inputs(name)
+    infos = dict(signature_inputs(name))
     if not infos:
         raise InvalidArgument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     if "instances" in document:

@@ -21,6 +21,7 @@ _WORDS = {
     "Inf": float("inf"),
     "-Inf": float("-inf"),
 }
+_MAX_DEPTH = 1_000_000
 _DESCRIBED = 256  # bytes of a value that an error message repeats
 _decoder = json.JSONDecoder()
 
@@ -62,6 +63,8 @@ class _Reader:
         keys: list[str] = []
         while True:
             # a value starts here
+            if len(stack) > _MAX_DEPTH:
+                self._fail(f"Nested deeper than {_MAX_DEPTH} levels.", position)
             opening = text[position : position + 1]
             value: Any
             if opening == "[":

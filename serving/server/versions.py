@@ -1,7 +1,6 @@
 """Which versions of which models are loaded: found on disk, swapped without a gap, reported with their states."""
 
 import contextlib
-import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -162,7 +161,6 @@ class Models:
         old.bundle.close()
         self._report(model, VersionStatus(old.version, "END"))
         _log.info("model %s version %d unloaded", model.name, old.version)
-        gc.collect()
 
     def _report(self, model: _Model, status: VersionStatus) -> None:
         with self._changed:
