@@ -12,7 +12,7 @@ from ranking.replay.propensity import log_propensities
 
 __all__ = ["Served", "epsilon_of", "propensities", "serve", "shown_rows"]
 
-_ROUNDS = 5  # of fitting the intercepts to the slates and the slates to the intercepts
+_ROUNDS = 3  # of fitting the intercepts to the slates and the slates to the intercepts; 1e-5 after three
 
 
 @dataclass(frozen=True)

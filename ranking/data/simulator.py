@@ -181,7 +181,7 @@ def _feedback(
     )
 
 
-def _named(codes: np.ndarray, names: tuple[str, ...]) -> pd.Categorical:
+def _named(codes: np.ndarray, names: tuple[str, ...]) -> Any:
     return pd.Categorical.from_codes(codes.astype(np.int8), pd.Index(names))
 
 
