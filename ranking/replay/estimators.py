@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from ranking.errors import UserError
-from ranking.fusion import FusionWeights, terms
+from ranking.fusion import FusionWeights
 from ranking.replay.log import ReplayLog
 from ranking.replay.ranks import RankSums
+from ranking.replay.settings import score_terms
 
 __all__ = [
     "BIASED_BANNER",
@@ -22,7 +22,6 @@ __all__ = [
     "E3ExposureIPS",
     "choose_estimator",
     "informative_groups",
-    "weight_matrix",
 ]
 
 OBJECTIVES = ("clicks", "conversions", "value", "new_items")
@@ -44,39 +43,8 @@ def _labels(log: ReplayLog) -> dict[str, np.ndarray]:
     return labels
 
 
-def _terms(log: ReplayLog, production: FusionWeights) -> np.ndarray:
-    """`z_j` of the parts that production weighs, float32 `[J, n]`."""
-    columns = terms(log.parts, production)
-    missing = set(production.weights) - set(columns)
-    if missing:
-        raise UserError(f"The log has no score part {sorted(missing)[0]!r}, which the production weights use.")
-    stacked = np.stack([np.asarray(columns[name], np.float32) for name in production.weights])
-    if not np.isfinite(stacked).all():
-        raise UserError("The score parts of the log should be finite: similarity, pctr or pcvr has a missing value.")
-    return np.ascontiguousarray(stacked)
-
-
-def weight_matrix(settings: Sequence[FusionWeights], production: FusionWeights) -> np.ndarray:
-    """Weights of each setting in the order of production's parts, float32 `[S, J]`.
-
-    Raises:
-        UserError: a setting of another form, of other constants or other parameters than production.
-    """
-    for setting in settings:
-        for name in ("form", "parameters_hash"):
-            if getattr(setting, name) != getattr(production, name):
-                raise UserError(
-                    f"`{name}` of all weights of one replay should be production's {getattr(production, name)!r}. "
-                    f"Received: {getattr(setting, name)!r}."
-                )
-        if set(setting.weights) - set(production.weights):
-            raise UserError(
-                f"Weights should be of the parts {list(production.weights)}. Received: {sorted(setting.weights)}."
-            )
-        if any(setting.mu[p] != production.mu[p] or setting.sd[p] != production.sd[p] for p in setting.weights):
-            raise UserError("All weights of one replay should be normalised with production's constants mu and sd.")
-    rows = [[setting.weights.get(part, 0.0) for part in production.weights] for setting in settings]
-    return np.asarray(rows, np.float32)
+def _stack(columns: dict[str, np.ndarray]) -> np.ndarray:
+    return np.ascontiguousarray(np.stack(list(columns.values())))  # [J, n]
 
 
 def informative_groups(log: ReplayLog, group: str = "request") -> dict[str, int]:
@@ -156,7 +124,7 @@ class E0LabelNDCG:
         counted["new_items"] = np.ones(len(groups), bool)
         return RankSums(
             offsets=np.concatenate([first, [len(rows)]]).astype(np.int64),
-            terms=np.ascontiguousarray(_terms(log, production)[:, rows]),
+            terms=np.ascontiguousarray(_stack(score_terms(log, production))[:, rows]),
             examination=discount,
             slots=size,
             coefficients=coefficients,
@@ -231,7 +199,7 @@ class E3ExposureIPS:
         everything = np.ones(log.requests, bool)
         return RankSums(
             offsets=log.offsets,
-            terms=_terms(log, production),
+            terms=_stack(score_terms(log, production)),
             examination=theta,
             slots=slots,
             coefficients=coefficients,
@@ -245,13 +213,15 @@ class E3ExposureIPS:
         theta, propensity = log.examination, log.exposure_propensity
         if propensity is None:
             other = " (`position_propensity` is another number, for E4)" if log.position_propensity is not None else ""
-            raise UserError(f"E3 needs the column `exposure_propensity` in candidates{other}. Received: no such column.")
+            raise UserError(
+                f"E3 needs the column `exposure_propensity` in candidates{other}. Received: no such column."
+            )
         if theta is None:
             raise UserError("E3 needs `examination` under [replay] in dataset.toml. Received: nothing.")
         slots, shown = log.slots, log.position >= 0
         if slots.max() > len(theta) or log.position.max() >= len(theta):
             raise UserError(
-                f"`examination` should have a value for each place that was shown, {slots.max()}. Received: {len(theta)}."
+                f"`examination` should have a value for each shown place, {slots.max()}. Received: {len(theta)}."
             )
         if not np.isfinite(propensity).all() or np.any(propensity < 0) or np.any(propensity[shown] <= 0):
             raise UserError(

@@ -11,16 +11,11 @@ import pandas as pd
 
 from ranking.errors import UserError
 from ranking.fusion import FusionWeights
-from ranking.replay.estimators import (
-    OBJECTIVES,
-    E0LabelNDCG,
-    E3ExposureIPS,
-    choose_estimator,
-    weight_matrix,
-)
+from ranking.replay.estimators import OBJECTIVES, E0LabelNDCG, E3ExposureIPS, choose_estimator
 from ranking.replay.intervals import paired_deltas
 from ranking.replay.log import ReplayLog
 from ranking.replay.ranks import RankSums
+from ranking.replay.settings import score_terms, weight_matrix
 from ranking.replay.support import Support, SupportGates, matured_conversions, support
 
 __all__ = ["Estimate", "Evaluation", "Evaluator", "evaluate_weights", "evaluations_frame"]
@@ -110,7 +105,8 @@ class Evaluator:
         self.objectives = tuple(name for name in OBJECTIVES if name in self.sums.coefficients)
         if matured_conversions(log) < self.gates.min_conversions:
             self.objectives = tuple(name for name in self.objectives if name not in ("conversions", "value"))
-        values = self.sums.values(weight_matrix([production], production))
+        self.parts = tuple(score_terms(log, production))
+        values = self.sums.values(self._matrix([production]))
         self.production_values = {name: rows[0] for name, rows in values.items()}
         found = self.supports(values)[0]
         if found is not None and found.reason:
@@ -135,8 +131,7 @@ class Evaluator:
 
     def evaluate(self, settings: Sequence[FusionWeights], *, together: bool = True) -> list[Evaluation]:
         """Settings with intervals, see `paired_deltas` (there also what `together` means)."""
-        matrix = weight_matrix(settings, self.production)
-        values = self.sums.values(matrix, self._outputs())
+        values = self.sums.values(self._matrix(settings), self._outputs())
         gates = self.supports(values)
         kept = np.flatnonzero([found is None or not found.reason for found in gates])
         estimates: list[dict[str, Estimate]] = [{} for _ in settings]
@@ -155,6 +150,9 @@ class Evaluator:
                     estimates[index][name] = Estimate(*(float(number) for number in row))
         rows = zip(settings, gates, estimates, strict=True)
         return [Evaluation(dict(setting.weights), gate, found) for setting, gate, found in rows]
+
+    def _matrix(self, settings: Sequence[FusionWeights]) -> np.ndarray:
+        return weight_matrix(settings, self.production, self.parts, list(self.log.parts))
 
     def _outputs(self) -> list[str]:
         return [*self.objectives, *(GATE_OUTPUTS if self.estimator.causal else ())]

@@ -24,7 +24,7 @@ _MAX_UNMATCHED = 0.1
 
 @dataclass(frozen=True)
 class ReplayLog:
-    """Requests of one window and their candidates, ragged: candidates of request `r` are rows `offsets[r]:offsets[r+1]`.
+    """Requests of one window and their candidates: those of request `r` are rows `offsets[r]:offsets[r + 1]`.
 
     Args:
         offsets: int64 `[R + 1]`.
@@ -138,10 +138,10 @@ class ReplayLog:
         mature = _mature(dataset, timestamp)
         kinds = requests["exploration"].astype(str).unique() if "exploration" in requests else ["none"]
         examination = dataset.schema.examination
-        propensities = {
-            name: rows[name].to_numpy(np.float64) if has_candidates and name in rows else None
-            for name in ("exposure_propensity", "position_propensity")
-        }
+
+        def optional(name: str, dtype: type) -> np.ndarray | None:
+            return rows[name].to_numpy(dtype) if has_candidates and name in rows else None
+
         return cls(
             offsets=np.concatenate([[0], np.cumsum(np.bincount(request, minlength=len(kept)))]).astype(np.int64),
             request_id=requests["request_id"].to_numpy(),
@@ -153,8 +153,9 @@ class ReplayLog:
             **labels,
             mature=mature,
             new=_new(dataset, rows["item_id"], timestamp[request], start),
-            **propensities,
-            logged_score=rows["score"].to_numpy(np.float32) if has_candidates and "score" in rows else None,
+            exposure_propensity=optional("exposure_propensity", np.float64),
+            position_propensity=optional("position_propensity", np.float64),
+            logged_score=optional("score", np.float32),
             examination=None if examination is None else np.asarray(examination, np.float64),
             exploration=tuple(sorted(kinds)),
             window=(start, end),
@@ -259,7 +260,7 @@ def _parts(rows: pd.DataFrame, parts: dict[str, np.ndarray] | None, order: np.nd
 
 
 def _new(dataset: Dataset, item: pd.Series, timestamp: np.ndarray, start: int) -> np.ndarray:
-    """New or long-tail: born in the last `NEW_DAYS` days, or not among the items with most of the impressions so far."""
+    """Born in the last `NEW_DAYS` days, or not among the items that hold most of the impressions so far."""
     past = dataset.impressions
     earlier = past["timestamp"] < start
     counts = (past[earlier] if earlier.any() else past)["item_id"].value_counts(sort=True, ascending=False)

@@ -12,26 +12,23 @@ __all__ = ["RankSums"]
 
 
 @numba.njit(nogil=True, cache=True)
-def _rank(scores, i):  # type: ignore[no-untyped-def]
+def _rank(scores, i):
     """How many scores are better than the i-th; of equal ones the first is better."""
     mine, better, equal = scores[i], np.int32(0), np.int32(0)
     for j in range(scores.size):  # int32 casts keep this loop in vector registers
         better = np.int32(better + np.int32(scores[j] > mine))
         equal = np.int32(equal + np.int32(scores[j] == mine))
-    rank = int(better)
+    rank = np.int64(better)
     if equal > 1:
         for j in range(i):
-            rank += int(scores[j] == mine)
+            rank += np.int64(scores[j] == mine)
     return rank
 
 
 @numba.njit(nogil=True, cache=True)
-def _rank_sums(offsets, terms, settings, examination, slots, needed, coefficients, out):  # type: ignore[no-untyped-def]
+def _rank_sums(offsets, terms, settings, examination, slots, needed, coefficients, out):
     """Fills `out [O, R, S]`; requests outside and settings inside, so that a request's terms stay in the L1 cache."""
-    longest = 0
-    for request in range(len(offsets) - 1):
-        longest = max(longest, offsets[request + 1] - offsets[request])
-    buffer = np.empty(longest, np.float32)
+    buffer = np.empty(np.max(offsets[1:] - offsets[:-1]), np.float32)
     totals = np.empty(len(coefficients), np.float64)
     for request in range(len(offsets) - 1):
         start, stop = offsets[request], offsets[request + 1]

@@ -1,4 +1,4 @@
-"""The search for weights: a Sobol batch over ratios, then NSGA-II on from the best of it. Pure proposals, no verdict."""
+"""The search for weights: a Sobol batch over ratios, then NSGA-II on from the best of it. No verdict here."""
 
 from __future__ import annotations
 
@@ -25,44 +25,48 @@ _DECADES = 2.0  # ratios are searched over so many powers of ten
 
 @dataclass(frozen=True)
 class Space:
-    """Maps the unit cube to canonical weights: log-uniform ratios, or exactly zero where the bound is zero.
+    """Maps the unit cube to canonical weights: log-uniform ratios, or exactly zero where the bounds hold it.
+
+    A part is searched on the side of zero that production's weight is on: a part is a score, more of it is better
+    (or, for a price, worse), and which is known.
 
     Args:
         names: tuple of str. Parts that are weighed.
-        low: float64 `[J]`. Bounds of the canonical weights.
+        low: float64 `[J]`. Bounds of the size of the canonical weights.
         high: float64 `[J]`.
+        sign: float64 `[J]`. 1 or -1.
     """
 
     names: tuple[str, ...]
     low: np.ndarray
     high: np.ndarray
+    sign: np.ndarray
 
     @classmethod
-    def of(cls, production: FusionWeights) -> Space:
-        """The bounds in production's file, `[0, 1]` where it has none."""
-        bounds = [production.bounds.get(name, (0.0, 1.0)) for name in production.weights]
-        low, high = np.asarray(bounds, np.float64).T
-        if np.any(low > high) or np.all(np.maximum(np.abs(low), np.abs(high)) < 1):
+    def of(cls, production: FusionWeights, names: Sequence[str]) -> Space:
+        """The bounds in production's file, of the parts that order anything."""
+        bounds = np.array([production.bounds[name] for name in names], np.float64)  # [J, 2]
+        sign = np.where(np.array([production.weights[name] for name in names]) < 0, -1.0, 1.0)
+        low, high = np.sort(bounds * sign[:, None], axis=1).T
+        if np.all(high < 1):
             raise UserError(
-                "`bounds` of the production weights should be (low, high) with some weight that may reach 1. "
+                f"`bounds` of the production weights should let one of {list(names)} reach 1, the largest weight. "
                 f"Received: {dict(production.bounds)}."
             )
-        return cls(tuple(production.weights), low, high)
+        return cls(tuple(names), np.maximum(low, 0), high, sign)
 
     def weights(self, unit: np.ndarray) -> np.ndarray:
         """Canonical weights `[S, J]` of points `[S, J]` of the unit cube; NaN rows fall outside the bounds."""
-        positive = self.low >= 0
         floor = np.maximum(self.low, self.high * 10**-_DECADES)
-        zero = (self.low == 0) & (unit < _ZERO)
-        inner = np.where(self.low == 0, (unit - _ZERO) / (1 - _ZERO), unit)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = floor * (np.where(floor > 0, self.high / floor, 1.0)) ** inner
-        raw = np.where(positive, np.where(zero, 0.0, ratio), self.low + unit * (self.high - self.low))
-        largest = np.abs(raw).max(axis=1, keepdims=True)
-        weights = np.divide(raw, largest, out=np.full_like(raw, np.nan), where=largest > 0)
-        outside = (weights < self.low - 1e-9) | (weights > self.high + 1e-9)
-        weights[outside.any(axis=1)] = np.nan
-        return weights
+        free = self.low == 0
+        size = floor * (self.high / np.where(floor > 0, floor, 1)) ** np.where(free, (unit - _ZERO) / (1 - _ZERO), unit)
+        size = np.where(free & (unit < _ZERO), 0.0, size)
+        largest = size.max(axis=1, keepdims=True)
+        size = np.divide(size, largest, out=np.full_like(size, np.nan), where=largest > 0)
+        outside = (size < self.low - 1e-9) | (size > self.high + 1e-9)
+        size = np.clip(size, self.low, self.high)
+        size[outside.any(axis=1)] = np.nan
+        return size * self.sign
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ def search(
     Returns:
         `Trials`.
     """
-    space = Space.of(evaluator.production)
-    production = np.asarray([list(evaluator.production.weights.values())], np.float64)
+    space = Space.of(evaluator.production, evaluator.parts)
+    production = np.array([[evaluator.production.weights[name] for name in space.names]])
     sobol = qmc.Sobol(len(space.names), scramble=True, seed=seed)
     wanted = 1 << max(3, int(np.log2(max(trials // 2, 8))))
     unit = sobol.random(wanted)
@@ -122,7 +126,8 @@ def search(
     inside = np.isfinite(weights).all(axis=1)
     unit, weights = unit[inside], weights[inside]
 
-    rows, batches = [], []
+    rows: list[np.ndarray] = []
+    batches: list[tuple[dict[str, np.ndarray], list[Support | None], np.ndarray]] = []
 
     def run(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Evaluates a batch: the axes `[S, A]` and the violations `[S]`."""
@@ -130,7 +135,7 @@ def search(
         for begin in range(0, len(batch), _BATCH):
             found.append(evaluator.deltas(batch[begin : begin + _BATCH].astype(np.float32)))
             if progress:
-                progress(min(sum(map(len, rows)) + begin + _BATCH, trials), trials)
+                progress(min(sum(len(row) for row in rows) + begin + _BATCH, trials), trials)
         deltas = {name: np.concatenate([part[0][name] for part in found]) for name in evaluator.objectives}
         supports = [gate for part in found for gate in part[1]]
         violation = np.array([float(gate is not None and bool(gate.reason)) for gate in supports])

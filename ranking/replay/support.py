@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,27 +92,26 @@ def support(weight: np.ndarray, unsupported: np.ndarray, gates: SupportGates | N
     share = np.asarray(unsupported, np.float64).mean(axis=1)
     found = []
     for row in zip(mean, error, effective, share, largest, strict=True):
-        numbers = [float(number) for number in row]
-        found.append(Support(_reason(*numbers, gates), *numbers))
+        numbers = Support("", *(float(number) for number in row))
+        found.append(replace(numbers, reason=_reason(numbers, gates)))
     return found
 
 
-def _reason(
-    mean: float, error: float, effective: float, unsupported: float, largest: float, gates: SupportGates
-) -> str:
-    if unsupported > gates.max_unsupported:
+def _reason(found: Support, gates: SupportGates) -> str:
+    if found.unsupported > gates.max_unsupported:
         return (
-            f"{unsupported:.0%} of the new order's examination is on candidates that the log almost never shows "
+            f"{found.unsupported:.0%} of the new order's examination is on candidates that the log almost never shows "
             f"(limit {gates.max_unsupported:.0%})"
         )
+    error = found.standard_error
     if error >= gates.max_standard_error:
         return f"too few requests: standard error of the weight mean {error:.3f} (limit {gates.max_standard_error})"
-    if abs(mean - 1) > gates.max_deviation * max(error, 1e-6):
-        return f"weight mean {mean:.3f} is not 1 within {gates.max_deviation:g} standard errors of {error:.3f}"
-    if effective < gates.min_effective:
-        return f"effective sample size is {effective:.0%} of the requests (limit {gates.min_effective:.0%})"
-    if largest > gates.max_largest:
-        return f"one request holds {largest:.0%} of the weight (limit {gates.max_largest:.0%})"
+    if abs(found.weight_mean - 1) > gates.max_deviation * max(error, 1e-6):
+        return f"weight mean {found.weight_mean:.3f} is not 1 within {gates.max_deviation:g} standard errors of {error:.3f}"
+    if found.effective < gates.min_effective:
+        return f"effective sample size is {found.effective:.0%} of the requests (limit {gates.min_effective:.0%})"
+    if found.largest > gates.max_largest:
+        return f"one request holds {found.largest:.0%} of the weight (limit {gates.max_largest:.0%})"
     return ""
 
 

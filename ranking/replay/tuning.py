@@ -21,15 +21,12 @@ from ranking.replay.estimators import (
 )
 from ranking.replay.evaluation import Estimate, Evaluation, Evaluator
 from ranking.replay.log import ReplayLog
-from ranking.replay.search import Trials, pareto, search
+from ranking.replay.search import Trials, search
+from ranking.replay.shortlist import shortlist
 from ranking.replay.study import Entry, LogSummary, Study
 from ranking.replay.support import matured_conversions
 
 __all__ = ["summarize", "tune"]
-
-_POOL = 60  # settings that get intervals on the tune window
-_SHORTLIST = 10
-_DISTINCT = 0.03  # largest difference of a weight under which two settings count as one
 
 
 def tune(
@@ -48,8 +45,8 @@ def tune(
 ) -> Study:
     """Searches weights on one window and decides on a later one.
 
-    A Sobol batch and NSGA-II propose settings on the tune window; at most ten of them, chosen by the lower bound of
-    their change, are evaluated **once** on the test window. Recommended is the one with the best lower bound of the
+    A Sobol batch and NSGA-II propose settings on the tune window; at most ten of them, chosen by the lower bounds of
+    their changes (see `shortlist`), are evaluated **once** on the test window. Recommended is the one with the best lower bound of the
     objective among those that keep every guardrail with *its* lower bound; where none gains for sure, the verdict
     is to keep production.
 
@@ -102,7 +99,7 @@ def tune(
                 raise UserError(f"The {where} window has too little of the objective {name!r} to tune on it.")
     axes = _axes(objective, on_tune)
     found = search(on_tune, axes, guardrails, trials, seed=seed, progress=progress)
-    names, settings, roles, tuned = _shortlist(on_tune, found, objective, guardrails, axes)
+    names, settings, roles, tuned = shortlist(on_tune, found, objective, guardrails, axes)
     tested = on_test.evaluate(settings)  # the one look
     reordering = _reordering(log_test, production, settings, tested, group)
     entries = [Entry(*row) for row in zip(names, roles, tuned, tested, reordering, strict=True)]
@@ -123,7 +120,7 @@ def tune(
         tune=summarize(log_tune, production, group),
         test=summarize(log_test, production, group),
         shortlist=tuple(entries),
-        trials=_trial_rows(found, production),
+        trials=_trial_rows(found, on_tune.parts),
         settings={
             "trials": trials,
             "group": group,
@@ -166,61 +163,8 @@ def _axes(objective: str, evaluator: Evaluator) -> list[str]:
     rivals = {"clicks": "conversions"}
     axes = [objective, rivals.get(objective, "clicks"), "new_items"]
     return [
-        name
-        for name in dict.fromkeys(axes)
-        if name in evaluator.objectives and evaluator.production_values[name].any()
+        name for name in dict.fromkeys(axes) if name in evaluator.objectives and evaluator.production_values[name].any()
     ]
-
-
-def _setting(production: FusionWeights, row: np.ndarray) -> FusionWeights:
-    weights = {name: float(weight) for name, weight in zip(production.weights, row, strict=True)}
-    return replace(production, weights=weights)
-
-
-def _shortlist(
-    evaluator: Evaluator, found: Trials, objective: str, guardrails: dict[str, float], axes: Sequence[str]
-) -> tuple[list[str], list[FusionWeights], list[tuple[str, ...]], list[Evaluation]]:
-    """Production, the settings with the best lower bounds on the tune window, and the landmarks of the front."""
-    supported = np.flatnonzero([gate is None or not gate.reason for gate in found.supports])
-    front = supported[pareto(np.stack([found.deltas[name][supported] for name in axes], axis=1))]
-    landmarks = {f"best {name}": supported[np.argmax(found.deltas[name][supported])] for name in axes}
-    landmarks["knee"] = _knee(front, found, axes)
-    candidates = np.flatnonzero(found.feasible)
-    pool = candidates[np.argsort(-found.deltas[objective][candidates], kind="stable")][:_POOL]
-    wanted = list(dict.fromkeys([0, *landmarks.values(), *pool]))  # production is row 0
-    settings = [_setting(evaluator.production, found.weights[index]) for index in wanted]
-    evaluated = dict(zip(wanted, evaluator.evaluate(settings, together=False), strict=True))
-
-    def margins(index: int) -> tuple[bool, float]:
-        """Whether the lower bounds keep the guardrails, then how far the worst lower bound is from its limit."""
-        estimates = evaluated[index].estimates
-        if any(name not in estimates for name in (objective, *guardrails)):
-            return False, -np.inf
-        gain = estimates[objective].low
-        worst = min([estimates[name].low - least for name, least in guardrails.items()], default=np.inf)
-        return (True, gain) if worst >= 0 else (False, min(gain, worst))
-
-    chosen: list[int] = [0]
-    for index in (*sorted(pool, key=margins, reverse=True), *landmarks.values()):
-        room = _SHORTLIST + 1 - (len(set(landmarks.values())) if index not in landmarks.values() else 0)
-        distance = np.abs(found.weights[chosen] - found.weights[index]).max(axis=1)
-        if len(chosen) < room and (distance.min() > _DISTINCT):
-            chosen.append(index)
-    names = ["production", *(f"setting {place}" for place in range(1, len(chosen)))]
-    roles: list[list[str]] = [[] for _ in chosen]
-    roles[0].append("production")
-    for role, index in landmarks.items():
-        near = np.abs(found.weights[chosen] - found.weights[index]).max(axis=1)
-        roles[int(np.argmin(near))].append(role)
-    settings = [_setting(evaluator.production, found.weights[index]) for index in chosen]
-    return names, settings, [tuple(role) for role in roles], evaluator.evaluate(settings)
-
-
-def _knee(front: np.ndarray, found: Trials, axes: Sequence[str]) -> int:
-    """The point of the front with the largest sum of its objectives, each scaled to [0, 1] over the front."""
-    points = np.stack([found.deltas[name][front] for name in axes], axis=1)
-    span = np.ptp(points, axis=0)
-    return int(front[np.argmax(((points - points.min(axis=0)) / np.where(span > 0, span, 1)).sum(axis=1))])
 
 
 def _reordering(
@@ -264,18 +208,20 @@ def _verdict(pick: Entry | None, objective: str, guardrails: dict[str, float], e
         refused = sum(bool(entry.test.refused) for entry in entries[1:])
         more = f" ({refused} of {len(entries) - 1} refused for lack of support)" if refused else ""
         return f"Keep production: {reason}{more}."
-    weights = ", ".join(f"{name}={weight:.3g}" for name, weight in pick.test.weights.items())
+    before = entries[0].test.weights
+    used = {name: weight for name, weight in pick.test.weights.items() if weight or before[name]}
+    weights = ", ".join(f"{name}={weight:.3g}" for name, weight in used.items())
     parts = [_change(objective, pick.test.estimates[objective])]
     for name, least in guardrails.items():
         parts.append(f"{_change(name, pick.test.estimates[name])} (guardrail {least:+.1%}: kept)")
     return f"Recommend {weights}: {', '.join(parts)}."
 
 
-def _trial_rows(found: Trials, production: FusionWeights) -> list[dict[str, Any]]:
+def _trial_rows(found: Trials, parts: Sequence[str]) -> list[dict[str, Any]]:
     """Every trial for the file; a refused one has its reason in place of numbers."""
     rows: list[dict[str, Any]] = []
     for index, gate in enumerate(found.supports):
-        weights = dict(zip(production.weights, map(float, found.weights[index].round(6)), strict=True))
+        weights = dict(zip(parts, map(float, found.weights[index].round(6)), strict=True))
         row: dict[str, Any] = {"weights": weights, "feasible": bool(found.feasible[index])}
         if gate is not None and gate.reason:
             row["reason"] = gate.reason
