@@ -54,20 +54,17 @@ def _runs(*keys: np.ndarray) -> np.ndarray:
 
 
 def prepare_auc(label: np.ndarray, score: np.ndarray) -> Callable[[np.ndarray], float]:
-    """The AUC as a function of the weights: sorts once, and then sums over runs of equal scores."""
-    order = np.argsort(score, kind="stable")
-    positive = label[order] != 0
-    runs = _runs(score[order])
+    """The AUC as a function of the weights: sorts once; a weighting then costs one running sum over the negatives."""
+    positive, negative = np.flatnonzero(label != 0), np.flatnonzero(label == 0)
+    negative = negative[np.argsort(score[negative], kind="stable")]
+    below = np.searchsorted(score[negative], score[positive], side="left")  # negatives of a lower score
+    until = np.searchsorted(score[negative], score[positive], side="right")  # and those of the same
 
     def value(weight: np.ndarray) -> float:
-        if runs.size == 0:
-            return np.nan
-        weight = weight[order]
-        positives = np.add.reduceat(weight * positive, runs)
-        negatives = np.add.reduceat(weight * ~positive, runs)
-        below = np.cumsum(negatives) - negatives
-        pairs = positives.sum() * negatives.sum()
-        return float(np.sum(positives * (below + negatives / 2)) / pairs) if pairs > 0 else np.nan
+        wins = np.concatenate([[0.0], np.cumsum(weight[negative])])
+        own = weight[positive]
+        pairs = own.sum() * wins[-1]
+        return float(np.sum(own * (wins[below] + wins[until])) / (2 * pairs)) if pairs > 0 else np.nan
 
     return value
 
