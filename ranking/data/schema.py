@@ -174,8 +174,7 @@ class Schema:
 
 def load_schema(path: str | Path) -> Schema:
     """Reads a `dataset.toml` (or the one in a folder). Raises UserError, one line, at the first broken rule."""
-    path = Path(path)
-    path = path / "dataset.toml" if path.is_dir() else path
+    path = Path(path) / "dataset.toml" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist: a dataset is a folder of tables and one dataset.toml.")
     return parse_schema(path.read_bytes().decode("utf-8", errors="replace"), str(path))
