@@ -76,9 +76,10 @@ class GrpcClient:
             if name in declared.inputs:
                 dtype = tf.as_dtype(DataType.Value(declared.inputs[name].dtype))
             try:
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(values, dtype=dtype))
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(_packed(values, dtype), dtype=dtype))
             except (TypeError, ValueError, OverflowError) as error:
-                raise ServingError(f"`{name}` can not be sent as {dtype and dtype.name}: {error}") from error
+                wanted = dtype.name if dtype else "a tensor"
+                raise ServingError(f"`{name}` can not be sent as {wanted}: {error}") from error
         try:
             response = self._call("PredictionService/Predict", request, PredictResponse)
         except InvalidArgument:
@@ -184,6 +185,22 @@ class GrpcClient:
                     raise failure from error
                 time.sleep(pause)
         raise Unavailable(f"no answer to {method}")
+
+
+def _packed(values: Any, dtype: Any) -> Any:
+    """Numbers as an array of the declared type, by a cast that loses nothing but the precision of floats."""
+    import numpy as np
+
+    if dtype is None or not (dtype.is_integer or dtype.is_floating):
+        return values
+    array = np.asarray(values)
+    target = np.dtype(dtype.as_numpy_dtype)
+    if array.size and array.dtype.kind not in ("iuf" if dtype.is_floating else "iu"):
+        raise TypeError(f"values are {array.dtype.name}")
+    cast = array.astype(target)
+    if dtype.is_integer and not (cast == array).all():
+        raise OverflowError(f"a value does not fit into {target.name}")
+    return cast
 
 
 def _values(name: str, array: Any) -> Any:

@@ -44,6 +44,7 @@ class Bundle:
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=1
         )  # one thread a request, parallel over requests
+        config.gpu_options.allow_growth = True  # a trainer beside it needs memory too
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:

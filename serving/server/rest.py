@@ -79,8 +79,10 @@ class RestServer:
             await runner.setup()
             await web.SockSite(runner, self._socket, backlog=1024).start()
 
-        self._loop.run_until_complete(listen())
-        self._ready.set()
+        try:
+            self._loop.run_until_complete(listen())
+        finally:
+            self._ready.set()
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
         self._loop.close()

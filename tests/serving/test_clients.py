@@ -93,6 +93,17 @@ def test_status_and_versions(connect):
         )["score"] == pytest.approx([1.2])
 
 
+def test_grpc_sends_no_number_changed(server):
+    with GrpcClient(f"127.0.0.1:{server.grpc_port}", timeout=20) as client:
+        good = {"user_id": [1], "item_id": [2], "tab": [0], "price": [0]}
+        for wrong in ({"user_id": [1.5]}, {"user_id": [2**63]}, {"price": ["1"]}, {"tab": [True]}):
+            with pytest.raises(ServingError, match=f"`{next(iter(wrong))}` can not be sent as"):
+                client.predict({**good, **wrong}, signature="rank")
+        assert client.predict({**good, "item_id": [], "price": []}, signature="rank")["echo"] == []
+        with pytest.raises(InvalidArgument, match=r"Sent extra: \{nope\}"):
+            client.predict({**good, "nope": [1]}, signature="rank")
+
+
 def test_nobody_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
