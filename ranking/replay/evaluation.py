@@ -18,7 +18,7 @@ from ranking.replay.ranks import RankSums
 from ranking.replay.settings import score_terms, weight_matrix
 from ranking.replay.support import Support, SupportGates, matured_conversions, support
 
-__all__ = ["Estimate", "Evaluation", "Evaluator", "evaluate_weights", "evaluations_frame"]
+__all__ = ["Estimate", "Evaluation", "Evaluator", "evaluate_weights", "evaluations_frame", "percent"]
 
 GATE_OUTPUTS = ("weight", "unsupported")
 
@@ -196,3 +196,9 @@ def evaluations_frame(evaluations: Sequence[Evaluation], names: Sequence[str]) -
             state = "biased" if found.support is None else "supported"
             rows.append({**head, "state": state, "objective": objective, **asdict(estimate)})
     return pd.DataFrame(rows)
+
+
+def percent(change: float) -> str:
+    """A change for people: `+1.2%`; no sign on what rounds to nothing."""
+    text = f"{change:+.1%}"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text

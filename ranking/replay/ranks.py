@@ -46,11 +46,11 @@ def _rank_sums(offsets, terms, settings, examination, slots, needed, coefficient
                 for i in range(scores.size):
                     scores[i] += weight * column[i]
             totals[:] = 0.0
-            for i in rows:
-                rank = _rank(scores, i)
+            for row in rows:
+                rank = _rank(scores, row)
                 if rank < slots[request]:
                     for output in range(totals.size):
-                        totals[output] += examination[rank] * coefficient[output, i]
+                        totals[output] += examination[rank] * coefficient[output, row]
             for output in range(totals.size):
                 out[output, request, setting] = totals[output]
 

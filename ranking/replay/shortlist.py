@@ -32,7 +32,7 @@ def shortlist(
     """Production, a ladder of ever safer settings, and the landmarks of the front.
 
     A step of the ladder is the setting with the best lower bound of the objective among those whose lower bounds keep
-    every guardrail at so many standard errors: what is best on the tune window by a hair breaks a guardrail on the next.
+    every guardrail at so many standard errors: the best of one window by a hair breaks a guardrail on the next.
 
     Returns:
         Names, settings, roles and evaluations on the tune window, of at most ten settings after production.
@@ -91,7 +91,7 @@ def _ladder(evaluated: Sequence[Evaluation], objective: str, guardrails: dict[st
         inside = np.flatnonzero(margin >= step)
         if len(inside):
             steps.append(places[inside[np.argmax(gain[inside])]])
-    rest = np.lexsort((-gain, margin < _STEPS[0])) if places else []
+    rest = np.lexsort((-gain, margin < _STEPS[0]))
     return list(dict.fromkeys([*steps, *(places[index] for index in rest)]))
 
 

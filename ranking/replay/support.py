@@ -107,7 +107,8 @@ def _reason(found: Support, gates: SupportGates) -> str:
     if error >= gates.max_standard_error:
         return f"too few requests: standard error of the weight mean {error:.3f} (limit {gates.max_standard_error})"
     if abs(found.weight_mean - 1) > gates.max_deviation * max(error, 1e-6):
-        return f"weight mean {found.weight_mean:.3f} is not 1 within {gates.max_deviation:g} standard errors of {error:.3f}"
+        limit = f"{gates.max_deviation:g} standard errors of {error:.3f}"
+        return f"weight mean {found.weight_mean:.3f} is not 1 within {limit}"
     if found.effective < gates.min_effective:
         return f"effective sample size is {found.effective:.0%} of the requests (limit {gates.min_effective:.0%})"
     if found.largest > gates.max_largest:

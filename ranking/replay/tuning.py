@@ -19,7 +19,7 @@ from ranking.replay.estimators import (
     choose_estimator,
     informative_groups,
 )
-from ranking.replay.evaluation import Estimate, Evaluation, Evaluator
+from ranking.replay.evaluation import Estimate, Evaluation, Evaluator, percent
 from ranking.replay.log import ReplayLog
 from ranking.replay.search import Trials, search
 from ranking.replay.shortlist import shortlist
@@ -46,9 +46,9 @@ def tune(
     """Searches weights on one window and decides on a later one.
 
     A Sobol batch and NSGA-II propose settings on the tune window; at most ten of them, chosen by the lower bounds of
-    their changes (see `shortlist`), are evaluated **once** on the test window. Recommended is the one with the best lower bound of the
-    objective among those that keep every guardrail with *its* lower bound; where none gains for sure, the verdict
-    is to keep production.
+    their changes (see `shortlist`), are evaluated **once** on the test window. Recommended is the one with the best
+    lower bound of the objective among those that keep every guardrail with *its* lower bound; where none gains for
+    sure, the verdict is to keep production.
 
     Args:
         log_tune: ReplayLog. The window to search on.
@@ -196,11 +196,11 @@ def _pick(entries: Sequence[Entry], objective: str, guardrails: dict[str, float]
 
 
 def _change(name: str, estimate: Estimate) -> str:
-    return f"{name.replace('_', ' ')} {estimate.delta:+.1%} [{estimate.low:+.1%}, {estimate.high:+.1%}]"
+    return f"{name.replace('_', ' ')} {percent(estimate.delta)} [{percent(estimate.low)}, {percent(estimate.high)}]"
 
 
 def _verdict(pick: Entry | None, objective: str, guardrails: dict[str, float], entries: Sequence[Entry]) -> str:
-    limits = " and ".join(f"{name.replace('_', ' ')} {least:+.1%}" for name, least in guardrails.items())
+    limits = " and ".join(f"{name.replace('_', ' ')} {percent(least)}" for name, least in guardrails.items())
     if pick is None:
         reason = f"no setting surely raises {objective.replace('_', ' ')} on the test window"
         if guardrails:
@@ -213,7 +213,7 @@ def _verdict(pick: Entry | None, objective: str, guardrails: dict[str, float], e
     weights = ", ".join(f"{name}={weight:.3g}" for name, weight in used.items())
     parts = [_change(objective, pick.test.estimates[objective])]
     for name, least in guardrails.items():
-        parts.append(f"{_change(name, pick.test.estimates[name])} (guardrail {least:+.1%}: kept)")
+        parts.append(f"{_change(name, pick.test.estimates[name])} (guardrail {percent(least)}: kept)")
     return f"Recommend {weights}: {', '.join(parts)}."
 
 

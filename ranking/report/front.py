@@ -61,7 +61,7 @@ def front_figure(study: Study) -> dict[str, Any]:
         entries = [e for e in study.shortlist if member(e) and across in e.test.estimates and up in e.test.estimates]
         if entries:
             data.append(_points(name, entries, across, up, hover, {"symbol": symbol, "size": size, "color": color}))
-    return {"data": data, "layout": _layout(study, across, up, data)}
+    return {"data": data, "layout": _layout(study, across, up, np.array(front))}
 
 
 def _points(
@@ -90,7 +90,7 @@ def _points(
     return trace
 
 
-def _layout(study: Study, across: str, up: str, data: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _layout(study: Study, across: str, up: str, front: np.ndarray) -> dict[str, Any]:
     line = {"gridcolor": "#e8ecf0", "zerolinecolor": "#9aa6b2", "ticksuffix": "%", "automargin": True}
     layout: dict[str, Any] = {
         "font": {"family": "system-ui, Segoe UI, Roboto, Arial, sans-serif", "size": 13, "color": "#1d2733"},
@@ -104,6 +104,8 @@ def _layout(study: Study, across: str, up: str, data: Sequence[dict[str, Any]]) 
         "shapes": [],
         "annotations": [],
     }
+    for axis, ends in zip(("xaxis", "yaxis"), _view(study, (across, up), front), strict=True):
+        layout[axis]["range"] = [round(float(end), 2) for end in ends]
     if across in study.guardrails:
         least = 100 * study.guardrails[across]
         layout["shapes"].append(
@@ -129,3 +131,19 @@ def _layout(study: Study, across: str, up: str, data: Sequence[dict[str, Any]]) 
             }
         )
     return layout
+
+
+def _view(study: Study, axes: Sequence[str], front: np.ndarray) -> np.ndarray:
+    """What the plot opens on, `[2, 2]`: the front `[P, 2]`, production, and the shortlist where it is near."""
+    corners = np.vstack([front.reshape(-1, 2), np.zeros((1, 2))])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    margin = 0.15 * (high - low) + 1
+    for entry in study.shortlist:
+        if all(name in entry.test.estimates for name in axes):
+            found = [entry.test.estimates[name] for name in axes]
+            at = 100 * np.array([[estimate.delta, estimate.low, estimate.high] for estimate in found])  # [2, 3]
+            if np.all((at[:, 0] >= low - margin) & (at[:, 0] <= high + margin)):
+                corners = np.vstack([corners, at[:, 1], at[:, 2]])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    edge = 0.05 * (high - low) + 0.5
+    return np.stack([low - edge, high + edge], axis=1)

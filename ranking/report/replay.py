@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from ranking.atomic import atomic_file
-from ranking.replay.evaluation import Estimate, Evaluation
+from ranking.replay.evaluation import Estimate, Evaluation, percent
 from ranking.replay.study import Entry, LogSummary, Study
 from ranking.report.front import LABELS, front_figure
 
@@ -89,7 +89,7 @@ def _moment(time: int) -> str:
 
 def _subtitle(study: Study) -> str:
     tune, test = ("{} to {}".format(*map(_moment, log.window)) for log in (study.tune, study.test))
-    limits = [f"{LABELS[name]} {least:+.1%}" for name, least in study.guardrails.items()]
+    limits = [f"{LABELS[name]} {percent(least)}" for name, least in study.guardrails.items()]
     goal = f"Most {LABELS[study.objective]}" + (f" with guardrail {' and '.join(limits)}" if limits else "")
     zone = " (UTC)" if study.test.window[1] > _EPOCH else ""
     return escape(f"{goal}. Tuned on {tune}, judged on {test}{zone}, estimator {study.estimator}.")
@@ -102,7 +102,7 @@ def _plot_caption(study: Study) -> str:
     )
     if refused:
         text += f" {refused:,} are refused for lack of support and not drawn."
-    return escape(text)
+    return escape(text + " Double click the plot to see all of it.")
 
 
 def _trust_caption(study: Study) -> str:
@@ -129,13 +129,12 @@ def _change(estimate: Estimate | None, production: bool) -> str:
     if production:
         return f"{estimate.value:.4g}<small>&plusmn; {1.96 * estimate.value_error:.2g}</small>"
     style = "up" if estimate.low > 0 else "down" if estimate.high < 0 else ""
-    return (
-        f'<span class="{style}">{estimate.delta:+.1%}</span><small>{estimate.low:+.1%} to {estimate.high:+.1%}</small>'
-    )
+    return f'<span class="{style}">{percent(estimate.delta)}</span><small>{percent(estimate.low)} to {percent(estimate.high)}</small>'
 
 
 def _weights(found: Evaluation) -> str:
-    return ", ".join(f"{escape(name)}&nbsp;{weight:.3g}" for name, weight in found.weights.items() if weight)
+    shown = ", ".join(f"{escape(name)}&nbsp;{weight:.3g}" for name, weight in found.weights.items() if weight)
+    return f'<div class="wrap">{shown}</div>'
 
 
 def _order(study: Study) -> list[Entry]:
@@ -145,7 +144,7 @@ def _order(study: Study) -> list[Entry]:
 
 def _what_if(study: Study, objectives: Sequence[str]) -> str:
     unit = "request" if study.estimator == "E3" else study.settings.get("group", "group")
-    head = ["setting", "weights", *(escape(LABELS[name]) for name in objectives)]
+    head = ["setting", "weights", *(escape(LABELS[name].removesuffix(" items")) for name in objectives)]
     rows = [_row(head, "th")]
     for entry in _order(study):
         attributes = ' class="chosen"' if "pick" in entry.roles else ""
@@ -185,8 +184,8 @@ def _gates(study: Study, objectives: Sequence[str]) -> str:
         ]
         for name in labelled:
             pair = (entry.test.estimates.get(name), entry.reordering.get(name))
-            e3 = f"{pair[0].delta:+.1%}" if pair[0] else "&ndash;"
-            cells.append(f"{e3} | {f'{pair[1]:+.1%}' if pair[1] is not None else '&ndash;'}")
+            e3 = percent(pair[0].delta) if pair[0] else "&ndash;"
+            cells.append(f"{e3} | {percent(pair[1]) if pair[1] is not None else '&ndash;'}")
         rows.append(_row(cells))
     return "".join(rows)
 
@@ -199,7 +198,7 @@ def _optimism(study: Study) -> str:
             rows.append(_row([escape(entry.name), "&ndash;", "&ndash;", "refused"]))
             continue
         pair = [found.estimates[study.objective].delta for found in (entry.tune, entry.test)]
-        rows.append(_row([escape(entry.name), *(f"{delta:+.1%}" for delta in pair), f"{100 * gap:+.1f} points"]))
+        rows.append(_row([escape(entry.name), *(percent(delta) for delta in pair), f"{100 * gap:+.1f} points"]))
     return "".join(rows)
 
 
