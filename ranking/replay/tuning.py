@@ -26,7 +26,7 @@ from ranking.replay.shortlist import shortlist
 from ranking.replay.study import Entry, LogSummary, Study
 from ranking.replay.support import matured_conversions
 
-__all__ = ["summarize", "tune"]
+__all__ = ["pick", "summarize", "tune", "verdict"]
 
 
 def tune(
@@ -103,17 +103,17 @@ def tune(
     tested = on_test.evaluate(settings)  # the one look
     reordering = _reordering(log_test, production, settings, tested, group)
     entries = [Entry(*row) for row in zip(names, roles, tuned, tested, reordering, strict=True)]
-    pick = _pick(entries, objective, guardrails)
-    entries = [replace(e, roles=(*e.roles, "pick")) if e is pick else e for e in entries]
-    verdict = _verdict(pick, objective, guardrails, entries)
+    chosen = pick(entries, objective, guardrails)
+    entries = [replace(e, roles=(*e.roles, "pick")) if e is chosen else e for e in entries]
+    sentence = verdict(chosen, objective, guardrails, entries)
     if not estimator.causal:
-        verdict = f"{verdict} {BIASED_BANNER}"
+        sentence = f"{sentence} {BIASED_BANNER}"
     return Study(
         objective=objective,
         guardrails=guardrails,
         production=production,
-        verdict=verdict,
-        pick=pick.name if pick else "",
+        verdict=sentence,
+        pick=chosen.name if chosen else "",
         estimator=estimator.name,
         assumptions=estimator.assumptions,
         banners=estimator.banners(),
@@ -182,7 +182,17 @@ def _reordering(
     ]
 
 
-def _pick(entries: Sequence[Entry], objective: str, guardrails: dict[str, float]) -> Entry | None:
+def pick(entries: Sequence[Entry], objective: str, guardrails: dict[str, float]) -> Entry | None:
+    """The entry with the best lower bound of the objective, among those that surely gain and keep the guardrails.
+
+    Args:
+        entries: sequence of Entry. Production first.
+        objective: str.
+        guardrails: dict of str to float.
+
+    Returns:
+        `Entry`, or None: keep production.
+    """
     best: Entry | None = None
     for entry in entries[1:]:
         found = entry.test.estimates
@@ -199,9 +209,10 @@ def _change(name: str, estimate: Estimate) -> str:
     return f"{name.replace('_', ' ')} {percent(estimate.delta)} [{percent(estimate.low)}, {percent(estimate.high)}]"
 
 
-def _verdict(pick: Entry | None, objective: str, guardrails: dict[str, float], entries: Sequence[Entry]) -> str:
+def verdict(chosen: Entry | None, objective: str, guardrails: dict[str, float], entries: Sequence[Entry]) -> str:
+    """The outcome in a sentence."""
     limits = " and ".join(f"{name.replace('_', ' ')} {percent(least)}" for name, least in guardrails.items())
-    if pick is None:
+    if chosen is None:
         reason = f"no setting surely raises {objective.replace('_', ' ')} on the test window"
         if guardrails:
             reason += f" while keeping {limits} on the lower bound"
@@ -209,11 +220,11 @@ def _verdict(pick: Entry | None, objective: str, guardrails: dict[str, float], e
         more = f" ({refused} of {len(entries) - 1} refused for lack of support)" if refused else ""
         return f"Keep production: {reason}{more}."
     before = entries[0].test.weights
-    used = {name: weight for name, weight in pick.test.weights.items() if weight or before[name]}
+    used = {name: weight for name, weight in chosen.test.weights.items() if weight or before[name]}
     weights = ", ".join(f"{name}={weight:.3g}" for name, weight in used.items())
-    parts = [_change(objective, pick.test.estimates[objective])]
+    parts = [_change(objective, chosen.test.estimates[objective])]
     for name, least in guardrails.items():
-        parts.append(f"{_change(name, pick.test.estimates[name])} (guardrail {percent(least)}: kept)")
+        parts.append(f"{_change(name, chosen.test.estimates[name])} (guardrail {percent(least)}: kept)")
     return f"Recommend {weights}: {', '.join(parts)}."
 
 

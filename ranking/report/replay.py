@@ -129,7 +129,8 @@ def _change(estimate: Estimate | None, production: bool) -> str:
     if production:
         return f"{estimate.value:.4g}<small>&plusmn; {1.96 * estimate.value_error:.2g}</small>"
     style = "up" if estimate.low > 0 else "down" if estimate.high < 0 else ""
-    return f'<span class="{style}">{percent(estimate.delta)}</span><small>{percent(estimate.low)} to {percent(estimate.high)}</small>'
+    interval = f"{percent(estimate.low)} to {percent(estimate.high)}"
+    return f'<span class="{style}">{percent(estimate.delta)}</span><small>{interval}</small>'
 
 
 def _weights(found: Evaluation) -> str:

@@ -1,0 +1,196 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ranking.errors import UserError
+from ranking.fusion import FusionWeights
+from ranking.replay.search import Space, pareto
+from ranking.replay.evaluation import Estimate, Evaluation
+from ranking.replay.study import Entry, Study
+from ranking.replay.support import Support
+from ranking.replay.tuning import pick, tune, verdict
+
+
+def run(world, later, **changes):
+    arguments = {"production": world.production, "trials": 64, "minimum_groups": 500, **changes}
+    return tune(world.log, later.log, **arguments)
+
+
+@pytest.fixture(scope="module")
+def study_few(world, later) -> Study:
+    return run(world, later, objective="clicks", guardrails={})
+
+
+@pytest.fixture(scope="module")
+def study(world, later) -> Study:
+    return run(world, later, guardrails={"clicks": -0.1}, trials=300)
+
+
+def test_the_pick_gains_and_keeps_the_guardrail(study, later):
+    assert study.verdict.startswith("Recommend similarity=")
+    pick = study.entry("pick")
+    assert pick.name == study.pick
+    assert pick.test.estimates["conversions"].low > 0
+    assert pick.test.estimates["clicks"].low >= -0.1
+    truth = {name: later.truth(study.weights(name))["conversions"] for name in ("pick", "production")}
+    assert truth["pick"] > 1.03 * truth["production"]
+    rivals = [e for e in study.shortlist[1:] if not e.test.refused and e.test.estimates["clicks"].low >= -0.1]
+    assert max(e.test.estimates["conversions"].low for e in rivals) == pick.test.estimates["conversions"].low
+
+
+def test_the_shortlist(study):
+    assert study.shortlist[0].name == "production" and study.shortlist[0].test.estimates["clicks"].delta == 0
+    assert 2 <= len(study.shortlist) <= 11
+    roles = {role for entry in study.shortlist for role in entry.roles}
+    assert {"pick", "knee", "best conversions", "best clicks", "best new_items"} <= roles
+    best = study.entry("best conversions")
+    assert best.optimism("conversions") == pytest.approx(
+        best.tune.estimates["conversions"].delta - best.test.estimates["conversions"].delta
+    )
+    assert set(best.reordering) >= {"clicks", "conversions"}  # E0 beside E3
+
+
+def test_trials_hold_production_first_and_no_number_where_refused(study):
+    assert len(study.trials) == 300
+    assert study.trials[0]["weights"] == pytest.approx(study.production.weights)
+    assert all(("deltas" in trial) != ("reason" in trial) for trial in study.trials)
+    assert all(max(trial["weights"].values()) == 1 for trial in study.trials)
+
+
+def entry(name: str, refused: str = "", **lows: float) -> Entry:
+    gates = Support(refused, 1.0, 0.01, 0.9, 0.0, 0.01)
+    estimates = {} if refused else {key: Estimate(1.0, 0.1, low + 0.02, low, low + 0.04) for key, low in lows.items()}
+    found = Evaluation({"pctr": 1.0}, gates, estimates)
+    return Entry(name, (), found, found)
+
+
+def test_the_rule_of_the_pick_by_hand():
+    production = entry("production", conversions=0.0, clicks=0.0)
+    sure, better = entry("sure", conversions=0.01, clicks=-0.005), entry("better", conversions=0.02, clicks=-0.01)
+    greedy = entry("greedy", conversions=0.2, clicks=-0.011)  # breaks the guardrail on the lower bound
+    doubtful = entry("doubtful", conversions=-0.001, clicks=0.1)  # the lower bound is no gain
+    refused = entry("refused", "one request holds 9% of the weight")
+    entries = [production, greedy, doubtful, refused, sure, better]
+    guardrails = {"clicks": -0.01}
+    assert pick(entries, "conversions", guardrails) is better
+    assert pick(entries[:5], "conversions", guardrails) is sure
+    assert pick(entries[:4], "conversions", guardrails) is None
+    assert pick(entries, "conversions", {}) is greedy
+    text = verdict(None, "conversions", guardrails, entries[:4])
+    assert text == (
+        "Keep production: no setting surely raises conversions on the test window while keeping clicks -1.0% on the "
+        "lower bound (1 of 3 refused for lack of support)."
+    )
+    assert verdict(sure, "conversions", guardrails, entries) == (
+        "Recommend pctr=1: conversions +3.0% [+1.0%, +5.0%], clicks +1.5% [-0.5%, +3.5%] (guardrail -1.0%: kept)."
+    )
+
+
+def test_labels_that_mean_nothing_mean_keep_production(world, later):
+    def shuffled(log, seed):
+        rng = np.random.default_rng(seed)
+        shown = np.flatnonzero(log.position >= 0)
+        click = np.zeros_like(log.click)
+        click[shown] = rng.random(len(shown)) < 0.25 * log.examination[log.position[shown]]
+        conversion = (click * (rng.random(len(click)) < 0.3)).astype(np.int8)
+        return replace(log, click=click, conversion=conversion, value=conversion.astype(np.float32))
+
+    study = tune(
+        shuffled(world.log, 0), shuffled(later.log, 1), production=world.production, trials=64, minimum_groups=100
+    )
+    assert study.verdict.startswith("Keep production:") and study.pick == ""
+    with pytest.raises(UserError, match="verdict is to keep production"):
+        study.apply("unused")
+
+
+def test_the_study_file_round_trips_and_counts_looks(study, tmp_path):
+    path = tmp_path / "study.json"
+    assert study.save(path) == study
+    assert Study.load(path) == study and len(study.looks) == 1
+    again = replace(study, looks=("another",)).save(path)
+    assert again.looks == (*study.looks, "another") and Study.load(path).looks == again.looks
+    assert again.save(path).looks == again.looks  # saving is not looking
+    assert len(again.looked("what if").looks) == 3
+    fresh = replace(study, test=replace(study.test, window=(6000, 9000)), looks=("first",))
+    assert fresh.save(path).looks == ("first",)
+    path.write_text(json.dumps({"format": "other"}))
+    with pytest.raises(UserError, match="should be a study file"):
+        Study.load(path)
+    with pytest.raises(UserError, match="should be a study file"):
+        Study.load(tmp_path / "absent.json")
+
+
+def test_apply_writes_weights_that_load(study, tmp_path):
+    weights = study.apply(tmp_path / "weights.json")
+    loaded = FusionWeights.load(tmp_path / "weights.json", parameters_hash="p0")
+    assert loaded == weights and loaded.weights == study.entry("pick").test.weights
+    assert loaded.mu == study.production.mu
+    with pytest.raises(UserError, match="`name` should be one of"):
+        study.apply(tmp_path / "weights.json", "nobody")
+
+
+def test_the_seed_decides(study, world, later):
+    again = run(world, later, guardrails={"clicks": -0.1}, trials=300)
+    assert again.trials == study.trials and again.shortlist == study.shortlist
+
+
+def test_no_guardrails_and_another_objective(study_few):
+    assert study_few.objective == "clicks" and study_few.guardrails == {}
+    assert "knee" in {role for entry in study_few.shortlist for role in entry.roles}
+
+
+def test_without_propensities_only_on_request_and_with_its_banner(world, later):
+    blind = [replace(log, exposure_propensity=None) for log in (world.log, later.log)]
+    with pytest.raises(UserError, match="allow_biased"):
+        tune(*blind, production=world.production)
+    study = tune(*blind, production=world.production, trials=32, minimum_groups=500, allow_biased=True)
+    assert study.estimator == "E0" and "not causal" in study.verdict and "not causal" in study.banners[0]
+    with pytest.raises(UserError, match="both have exposure propensities"):
+        tune(world.log, blind[1], production=world.production)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"minimum_groups": 2000}, "1044 informative groups.*'conversions'.*minimum_groups=2000"),
+        ({"objective": "gmv"}, "should be among .*Received: 'gmv'"),
+        ({"guardrails": {"clicks": 0.5}}, "least relative change"),
+        ({"trials": 3}, "`trials` should be at least 16"),
+        ({"group": "day"}, "`group` should be one of"),
+        ({"minimum_groups": 0}, "`minimum_groups` should be a positive integer"),
+    ],
+)
+def test_refusals(world, later, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(world, later, **changes)
+
+
+def test_windows_in_order_and_production_supported(world, later):
+    with pytest.raises(UserError, match="should begin where the tune window ends"):
+        tune(later.log, world.log, production=world.production, minimum_groups=10)
+    anti = world.setting(similarity=-0.1, pctr=-1.0, pcvr=-0.1)
+    with pytest.raises(UserError, match="does not support the production weights themselves"):
+        run(world, later, production=anti)
+
+
+def test_space_by_hand():
+    # bounds [0, 1]: below .1 exactly 0; else 0.01 * 100 ** ((u - .1) / .9); then divided by the largest
+    weights = FusionWeights("sum", {"pctr": 1.0, "pcvr": 0.0}, {"pctr": 0.0, "pcvr": 0.0}, {"pctr": 1.0, "pcvr": 1.0})
+    space = Space.of(weights, ("pctr", "pcvr"))
+    found = space.weights(np.array([[1.0, 0.05], [0.55, 0.55], [0.55, 1.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(found[:3], [[1, 0], [1, 1], [0.1, 1]])
+    assert np.isnan(found[3]).all()
+    # pcvr in [.2, .5] with production at .2: rows where pcvr would have to be the largest are outside
+    narrow = replace(weights, weights={"pctr": 1.0, "pcvr": 0.2}, bounds={"pcvr": (0.2, 0.5)})
+    found = Space.of(narrow, ("pctr", "pcvr")).weights(np.random.default_rng(0).random((200, 2)))
+    inside = found[np.isfinite(found).all(axis=1)]
+    assert 0 < len(inside) < 200 and inside[:, 1].min() >= 0.2 and inside[:, 1].max() <= 0.5
+    # a price that production weighs negatively stays negative
+    cheap = FusionWeights("sum", {"pctr": 1, "price": -0.1}, {"pctr": 0, "price": 0}, {"pctr": 1, "price": 1})
+    assert Space.of(cheap, ("pctr", "price")).weights(np.array([[0.9, 0.9]]))[0, 1] == -1
+
+
+def test_pareto_by_hand():
+    assert pareto(np.array([[1, 1], [2, 0], [0, 2], [0, 1], [2, 0]])).tolist() == [True, True, True, False, True]
