@@ -6,8 +6,8 @@ import pytest
 
 from ranking.errors import UserError
 from ranking.fusion import FusionWeights
-from ranking.replay.search import Space, pareto
 from ranking.replay.evaluation import Estimate, Evaluation
+from ranking.replay.search import Space, pareto
 from ranking.replay.study import Entry, Study
 from ranking.replay.support import Support
 from ranking.replay.tuning import pick, tune, verdict
