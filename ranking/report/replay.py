@@ -28,7 +28,7 @@ def write_report(study: Study, path: str | Path, *, title: str = "", commands: S
         study: Study.
         path: str or Path. The HTML file.
         title: str. What was replayed, for the heading. Defaults to the objective.
-        commands: sequence of str. Command lines to show. Defaults to those that apply and publish the choice.
+        commands: sequence of str. Command lines to show, as those that apply and publish the choice. Defaults to none.
 
     Returns:
         Path. The file.
@@ -45,7 +45,6 @@ def render(study: Study, *, title: str = "", commands: Sequence[str] = ()) -> st
 
     chosen = study.entry(study.pick or "production")
     objectives = _objectives(study)
-    commands = commands or ("seedrank replay apply STUDY --out WEIGHTS", "seedrank publish --weights WEIGHTS")
     page = Template((files("ranking.report") / "replay.html").read_text(encoding="utf-8"))
     return page.substitute(
         title=escape(title or LABELS[study.objective]),
@@ -68,15 +67,23 @@ def render(study: Study, *, title: str = "", commands: Sequence[str] = ()) -> st
         weights_caption=f"{'The pick' if study.pick else 'Production, to keep'}: weights of the "
         f"{escape(study.production.form)} form, largest 1.",
         weights=escape(json.dumps({name: round(w, 6) for name, w in chosen.test.weights.items()}, indent=1)),
-        commands=escape("\n".join(commands)),
+        commands=_commands(commands),
         footer=escape(
             f"{study.estimator}: assumes that {study.assumptions}. "
-            + ", ".join(f"{name} {value}" for name, value in study.settings.items() if not isinstance(value, dict))
+            + ", ".join(f"{name} {value}" for name, value in study.settings.items() if isinstance(value, int | str))
             + "."
         ),
         plotly=get_plotlyjs(),
         figure=json.dumps(front_figure(study)).replace("</", "<\\/"),
     )
+
+
+def _commands(commands: Sequence[str]) -> str:
+    if not commands:
+        return ""
+    lines = escape("\n".join(commands))
+    head = '<p class="soft" style="margin-top:16px">Commands:</p>'
+    return f'{head}<pre id="commands">{lines}</pre><button type="button" data-copy="commands">Copy the commands</button>'
 
 
 def _objectives(study: Study) -> list[str]:
@@ -199,7 +206,7 @@ def _optimism(study: Study) -> str:
             rows.append(_row([escape(entry.name), "&ndash;", "&ndash;", "refused"]))
             continue
         pair = [found.estimates[study.objective].delta for found in (entry.tune, entry.test)]
-        rows.append(_row([escape(entry.name), *(percent(delta) for delta in pair), f"{100 * gap:+.1f} points"]))
+        rows.append(_row([escape(entry.name), *(percent(delta) for delta in pair), f"{round(100 * gap, 1) + 0.0:+.1f} points"]))
     return "".join(rows)
 
 
