@@ -83,7 +83,8 @@ def _commands(commands: Sequence[str]) -> str:
         return ""
     lines = escape("\n".join(commands))
     head = '<p class="soft" style="margin-top:16px">Commands:</p>'
-    return f'{head}<pre id="commands">{lines}</pre><button type="button" data-copy="commands">Copy the commands</button>'
+    button = '<button type="button" data-copy="commands">Copy the commands</button>'
+    return f'{head}<pre id="commands">{lines}</pre>{button}'
 
 
 def _objectives(study: Study) -> list[str]:
@@ -206,7 +207,8 @@ def _optimism(study: Study) -> str:
             rows.append(_row([escape(entry.name), "&ndash;", "&ndash;", "refused"]))
             continue
         pair = [found.estimates[study.objective].delta for found in (entry.tune, entry.test)]
-        rows.append(_row([escape(entry.name), *(percent(delta) for delta in pair), f"{round(100 * gap, 1) + 0.0:+.1f} points"]))
+        points = f"{round(100 * gap, 1) + 0.0:+.1f} points"  # + 0.0: no -0.0
+        rows.append(_row([escape(entry.name), *(percent(delta) for delta in pair), points]))
     return "".join(rows)
 
 
