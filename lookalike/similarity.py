@@ -132,50 +132,51 @@ class SimilarityLogit(keras.layers.Layer):
 
         logit = scale * similarity + bias
 
-    A bare sigmoid of a cosine would live in [0.27, 0.73]. A user who is among the item's seeds is taken out of them
-    first (`leave_one_out`): his own click must not predict itself.
+    A bare sigmoid of a cosine would live in [0.27, 0.73]. The centroids come untransformed, as means of the user
+    embeddings of each cluster, and pass the shared layer here: the gradient reaches it through both towers. With
+    centroids fixed in the transformed space it only reaches the user's side, the two drift apart within an epoch, and
+    clustering again at the next one throws away what was learned. A user who is among the item's seeds is taken out of
+    them first (`leave_one_out`): his own click must not predict itself.
 
     Args:
         lookalike: `LookalikeModel`. Shared, not copied.
         scale: float. Start of the learned scale. Defaults to `5.0`.
-        base_rate: float. Rate of positives, from which the learned bias starts. Defaults to `0.5`.
+        bias: float. Start of the learned bias; `logit(base rate) - scale * mean similarity` saves Adam thousands of
+            steps. Defaults to `0.0`.
 
     Call arguments:
-        inputs: dict of `user` `[batch, user_dim]`, `centroids` `[batch, k, hidden]`, `counts` `[batch, k]`,
-            `own_cluster` int32 `[batch]` (-1: not a seed) and `own_embedding` `[batch, hidden]`, transformed as it was
-            when it was clustered.
+        inputs: dict of `user` `[batch, user_dim]`, `centroids` `[batch, k, user_dim]`, untransformed, `counts`
+            `[batch, k]`, `own_cluster` int32 `[batch]` (-1: not a seed) and `own_embedding` `[batch, user_dim]`, the
+            user as he was clustered, untransformed.
 
     Returns:
         float32 tensor `[batch, 1]`: on rank 1, Keras' losses would weight the mean instead of the rows.
 
-    Raises:
-        ValueError: if `base_rate` is not inside (0, 1).
-
     Reference: Liu et al., KDD 2019, equation 11.
-    Departs from the paper: scale, bias and leave-one-out.
+    Departs from the paper: scale, bias, leave-one-out, and centroids transformed after averaging while training.
     """
 
-    def __init__(self, lookalike: LookalikeModel, scale: float = 5.0, base_rate: float = 0.5, **kwargs: Any) -> None:
+    def __init__(self, lookalike: LookalikeModel, scale: float = 5.0, bias: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < base_rate < 1:
-            raise ValueError(f"`base_rate` should be inside (0, 1). Received: base_rate={base_rate}.")
-        self.lookalike, self.scale, self.base_rate = lookalike, scale, base_rate
+        if not np.isfinite(bias):
+            raise ValueError(f"`bias` should be a finite number. Received: bias={bias}.")
+        self.lookalike, self.scale, self.bias = lookalike, scale, float(bias)
 
     def build(self, input_shape: Any) -> None:
         """Create scale and bias."""
         if not self.lookalike.built:
-            self.lookalike.build({"user": input_shape["user"], "centroids": input_shape["centroids"]})
-        start = float(np.log(self.base_rate / (1 - self.base_rate)))
+            self.lookalike.build()
         self.logit_scale = self.add_weight(shape=(), initializer=_constant(self.scale), name="logit_scale")
-        self.logit_bias = self.add_weight(shape=(), initializer=_constant(start), name="logit_bias")
+        self.logit_bias = self.add_weight(shape=(), initializer=_constant(self.bias), name="logit_bias")
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Logit of each row."""
         centroids, mask = leave_one_out(
             inputs["centroids"], inputs["counts"], inputs["own_cluster"], inputs["own_embedding"]
         )
+        seeds = self.lookalike.transform(centroids, training=training)  # [batch, k, hidden]
         similarity = self.lookalike(
-            {"user": inputs["user"], "centroids": centroids, "centroid_mask": mask}, training=training
+            {"user": inputs["user"], "centroids": seeds, "centroid_mask": mask}, training=training
         )
         return ops.expand_dims(self.logit_scale * similarity + self.logit_bias, -1)  # [batch, 1]
 
@@ -186,7 +187,7 @@ class SimilarityLogit(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         lookalike = keras.saving.serialize_keras_object(self.lookalike)
-        return {**super().get_config(), "lookalike": lookalike, "scale": self.scale, "base_rate": self.base_rate}
+        return {**super().get_config(), "lookalike": lookalike, "scale": self.scale, "bias": self.bias}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "SimilarityLogit":
@@ -195,7 +196,7 @@ class SimilarityLogit(keras.layers.Layer):
 
 
 def build_similarity_trainer(
-    lookalike: LookalikeModel, base_rate: float = 0.5, name: str = "similarity_trainer"
+    lookalike: LookalikeModel, bias: float = 0.0, name: str = "similarity_trainer"
 ) -> keras.Model:
     """Functional model around `SimilarityLogit`.
 
@@ -204,21 +205,20 @@ def build_similarity_trainer(
 
     Args:
         lookalike: `LookalikeModel`. Trained in place.
-        base_rate: float. Rate of positives in the training rows. Defaults to `0.5`.
+        bias: float. As in `SimilarityLogit`. Defaults to `0.0`.
         name: str. Name of the model. Defaults to `"similarity_trainer"`.
 
     Returns:
         Model of the inputs of `SimilarityLogit`, by name -> logit float32 `[batch, 1]`.
     """
-    hidden = lookalike.hidden
     inputs = {
         "user": keras.Input((lookalike.user_dim,), name="user"),
-        "centroids": keras.Input((None, hidden), name="centroids"),
+        "centroids": keras.Input((None, lookalike.user_dim), name="centroids"),
         "counts": keras.Input((None,), name="counts"),
         "own_cluster": keras.Input((), dtype="int32", name="own_cluster"),
-        "own_embedding": keras.Input((hidden,), name="own_embedding"),
+        "own_embedding": keras.Input((lookalike.user_dim,), name="own_embedding"),
     }
-    return keras.Model(inputs, SimilarityLogit(lookalike, base_rate=base_rate, name="logit")(inputs), name=name)
+    return keras.Model(inputs, SimilarityLogit(lookalike, bias=bias, name="logit")(inputs), name=name)
 
 
 def leave_one_out(centroids: Any, counts: Any, own_cluster: Any, own_embedding: Any) -> tuple[Any, Any]:

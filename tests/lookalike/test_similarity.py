@@ -18,7 +18,7 @@ def rows(batch=4, k=3, user_dim=6, hidden=5, seed=0):
 
 
 def trainer_rows(**kwargs):
-    inputs = rows(**kwargs)
+    inputs = rows(hidden=6, **kwargs)  # untransformed centroids: as wide as a user
     mask = inputs.pop("centroid_mask")
     own = inputs["centroids"][:, 0] + 0.5
     return {**inputs, "counts": 4 * mask, "own_cluster": np.full(len(own), -1, np.int32), "own_embedding": own}
@@ -113,12 +113,22 @@ def test_leave_one_out_is_the_mean_of_the_others():
 
 def test_logit_by_hand():
     model, inputs = LookalikeModel(6, hidden=5), trainer_rows()
-    layer = SimilarityLogit(model, scale=3.0, base_rate=0.2)
-    similarity = model(
-        {"user": inputs["user"], "centroids": inputs["centroids"], "centroid_mask": np.ones((4, 3), np.float32)}
-    )
-    # log(0.2 / 0.8) = -1.38629
-    np.testing.assert_allclose(layer(inputs)[:, 0], 3 * np.asarray(similarity) - 1.38629, atol=1e-5)
+    layer = SimilarityLogit(model, scale=3.0, bias=-1.5)
+    seeds = model.transform(inputs["centroids"])
+    similarity = model({"user": inputs["user"], "centroids": seeds, "centroid_mask": np.ones((4, 3), np.float32)})
+    np.testing.assert_allclose(layer(inputs)[:, 0], 3 * np.asarray(similarity) - 1.5, atol=1e-5)
+
+
+def test_gradient_reaches_the_shared_layer_through_the_seeds():
+    """With the user's vector at 0 and no bias, only the centroids can move the projection."""
+    model, inputs = LookalikeModel(6, hidden=5, dropout=0), trainer_rows()
+    layer = SimilarityLogit(model)
+    inputs = {**inputs, "user": np.zeros_like(inputs["user"])}
+    model.build()
+    model.projection.bias.assign(np.ones(5))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(inputs))
+    assert np.abs(tape.gradient(loss, model.projection.kernel)).max() > 1e-4
 
 
 def test_sample_weights_weight_rows():
@@ -140,7 +150,7 @@ def test_learns_two_groups():
     embeddings = (rng.normal(size=(2, dim))[group] + rng.normal(size=(users, dim))).astype("float32")
     click = rng.random((users, items)) < np.where(group[:, None] == taste, 0.7, 0.02)
     model = LookalikeModel(dim, hidden=8)
-    trainer = build_similarity_trainer(model, base_rate=float(click.mean()))
+    trainer = build_similarity_trainer(model, bias=-3.0)
     trainer.compile(keras.optimizers.Adam(0.01), keras.losses.BinaryCrossentropy(from_logits=True))
     train = np.arange(users) < 400
     seeds, seed_item = np.nonzero(click & train[:, None])
@@ -148,25 +158,35 @@ def test_learns_two_groups():
     seeds, seed_item = seeds[order], seed_item[order]
     offsets = np.searchsorted(seed_item, np.arange(items + 1))
 
-    def inputs(who):
+    def of(who):
         user, item = (part.ravel() for part in np.meshgrid(who, np.arange(items), indexing="ij"))
-        own_cluster = np.full((users, items), -1, np.int32)
-        own_cluster[seeds, seed_item] = clusters.assignment
-        return {
-            "user": embeddings[user],
-            "centroids": clusters.centroids[item],
-            "counts": clusters.counts[item],
-            "own_cluster": own_cluster[user, item],
-            "own_embedding": transformed[user],
-        }, click[user, item].astype("float32")
+        return user, item, click[user, item].astype("float32")
 
     areas = []
     for _ in range(4):
         transformed = np.asarray(model.transform(embeddings))
         clusters = cluster(transformed[seeds], offsets, 4)
-        test_inputs, label = inputs(np.flatnonzero(~train))
-        areas.append(roc_auc_score(label, trainer.predict(test_inputs, batch_size=4096, verbose=0)[:, 0]))
-        trainer.fit(*inputs(np.flatnonzero(train)), batch_size=256, verbose=0)
+        own_cluster = np.full((users, items), -1, np.int32)
+        own_cluster[seeds, seed_item] = clusters.assignment
+        place = seed_item * 4 + clusters.assignment
+        sums = np.zeros((items * 4, dim))
+        np.add.at(sums, place, embeddings[seeds])
+        raw = (sums / np.maximum(np.bincount(place, minlength=items * 4), 1)[:, None]).reshape(items, 4, dim)
+        user, item, label = of(np.flatnonzero(~train))
+        mask = (clusters.counts > 0).astype(np.float32)
+        similarity = model(
+            {"user": embeddings[user], "centroids": clusters.centroids[item], "centroid_mask": mask[item]}
+        )
+        areas.append(roc_auc_score(label, similarity))
+        user, item, label = of(np.flatnonzero(train))
+        inputs = {
+            "user": embeddings[user],
+            "centroids": raw[item].astype(np.float32),
+            "counts": clusters.counts[item],
+            "own_cluster": own_cluster[user, item],
+            "own_embedding": embeddings[user],
+        }
+        trainer.fit(inputs, label, batch_size=256, verbose=0)
     # Perfect knowledge of the groups: P(same group | click) = 0.7 / 0.72 = 0.972, P(same | no click) = 0.3 / 1.28 =
     # 0.234; AUC = 0.972 * 0.766 + (0.972 * 0.234 + 0.028 * 0.766) / 2 = 0.869
     assert areas[0] < 0.75 and areas[-1] > 0.84
@@ -175,7 +195,7 @@ def test_learns_two_groups():
 def test_round_trips(tmp_path):
     model = LookalikeModel(6, hidden=5, activation="relu", dropout=0.2, alpha=0.4, beta=0.6, squash=False)
     assert LookalikeModel.from_config(model.get_config()).get_config() == model.get_config()
-    trainer, inputs = build_similarity_trainer(model, base_rate=0.1), trainer_rows()
+    trainer, inputs = build_similarity_trainer(model, bias=0.1), trainer_rows()
     trainer.save(tmp_path / "trainer.keras")
     restored = keras.models.load_model(tmp_path / "trainer.keras")
     np.testing.assert_array_equal(restored.predict(inputs, verbose=0), trainer.predict(inputs, verbose=0))
@@ -213,8 +233,8 @@ def test_rejects_bad_input():
         LookalikeModel(4, hidden=5)(rows())
     with pytest.raises(ValueError, match="`centroids` should be 8 wide"):
         LookalikeModel(6, hidden=8)(rows())
-    with pytest.raises(ValueError, match="`base_rate`"):
-        SimilarityLogit(LookalikeModel(4), base_rate=1.0)
+    with pytest.raises(ValueError, match="`bias`"):
+        SimilarityLogit(LookalikeModel(4), bias=float("nan"))
 
 
 def test_registered_names_are_unique():

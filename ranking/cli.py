@@ -1,0 +1,298 @@
+"""The command line: parse, call one function, print."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ranking.errors import UserError
+from serving.errors import ServingError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Rank by look-alike similarity, click and conversion in one score; tune it on logs; serve it.\n\n"
+    "The life cycle: data simulate or import, train, evaluate, replay tune, export, serve, rank. "
+    "`seedrank demo` walks through all of it on a simulated log.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Make, import and check datasets.", no_args_is_help=True)
+replay_app = typer.Typer(help="Judge and choose fusion weights on a log of candidates.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(replay_app, name="replay")
+
+console = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+DataDir = Annotated[Path, typer.Option("--data", help="The dataset folder (with dataset.toml).")]
+RunDir = Annotated[Path, typer.Option("--run", help="The run folder that `seedrank train` wrote.")]
+
+
+def quiet() -> None:
+    """Keeps TensorFlow's notes off the screen; warnings that matter are ours to print."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="keras|tensorflow|google|numba")
+
+
+def show(value: Any, as_json: bool, table: Any) -> None:
+    """Prints JSON on standard output, or a rich renderable."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("seedrank-demo"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Everything once, on a simulated log: train, evaluate, tune, export, serve, ask."""
+    from ranking.demo import run_demo
+
+    run_demo(out, overwrite=overwrite)
+
+
+@data_app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="The dataset folder to write.")],
+    world: Annotated[str, typer.Option(help="demo, reference, or the path of a world's TOML file.")] = "demo",
+    shuffle_labels: Annotated[bool, typer.Option(help="Permute the labels: every AUC should then be 0.5.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulates a log, with the truth beside it in OUT/truth."""
+    from ranking.data.simulator import load_world
+    from ranking.data.simulator import simulate as make
+    from ranking.progress import Bars
+
+    with Bars(console) as bars:
+        make(load_world(world), out, shuffle_labels=shuffle_labels, overwrite=overwrite, progress=bars)
+    console.print(f"Wrote {out}. Next: seedrank data check {out}")
+
+
+@data_app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="What to import: kuairand.")],
+    folder: Annotated[Path, typer.Option("--source", help="The raw folder, as downloaded and unpacked.")],
+    out: Annotated[Path, typer.Option(help="The dataset folder to write.")],
+    conversion: Annotated[str, typer.Option(help="The conversion label: long_view or engage.")] = "long_view",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Imports a public log into the dataset format."""
+    if source != "kuairand":
+        raise UserError(f"`source` should be one of: kuairand. Received: {source!r}.")
+    from ranking.data.kuairand import import_kuairand
+    from ranking.progress import Bars
+
+    with Bars(console) as bars:
+        report = import_kuairand(folder, out, conversion=conversion, overwrite=overwrite, progress=bars)
+    show(report.as_dict(), as_json, report.table())
+
+
+@data_app.command()
+def check(directory: Annotated[Path, typer.Argument(help="The dataset folder.")], as_json: Json = False) -> None:
+    """Counts, rates, time span, and every broken rule of a dataset; exit code 2 if there is one."""
+    from ranking.data.check import check as examine
+
+    report = examine(directory)
+    show(report.as_dict(), as_json, report.table())
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    data: DataDir,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    with_baselines: Annotated[
+        bool, typer.Option(help="Also train ESMM without the similarity, BASE, popularity and logistic regression.")
+    ] = False,
+    refit: Annotated[
+        bool,
+        typer.Option(help="Fit ESMM again on train + calibrate + tune. A replay on the tune window is then refused."),
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Random seeds of each ESMM variant, with baselines.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="ESMM passes at most; the calibrate window chooses.", min=1)] = 3,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Trains representation, look-alike and ESMM, each on its own window."""
+    quiet()
+    from ranking.data.tables import Dataset
+    from ranking.progress import Bars
+
+    dataset = Dataset(data)
+    refuse_existing(out, overwrite)
+    with Bars(console) as bars:
+        bars("loading TensorFlow", 0, 1)
+        from ranking.fit import fit_run
+        from ranking.report.tables import training_table
+        from ranking.training import Settings
+
+        bars("loading TensorFlow", 1, 1)
+        run = fit_run(
+            dataset,
+            out,
+            settings=Settings(epochs=epochs),
+            baselines=with_baselines,
+            seeds=seeds,
+            refit=refit,
+            overwrite=overwrite,
+            progress=bars,
+        )
+    show(run.info, as_json, training_table(run.info, out))
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Says at once what would otherwise be said after minutes of work."""
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already: choose another folder, or pass --overwrite to replace it.")
+
+
+@app.command()
+def evaluate(
+    run: RunDir,
+    data: DataDir,
+    window: Annotated[str, typer.Option(help="A window of dataset.toml.")] = "test",
+    state: Annotated[
+        str, typer.Option(help="frozen: tables as of the run's watermark, as exported; rolling: as of each row's tick.")
+    ] = "frozen",
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates over users.", min=20)] = 200,
+    as_json: Json = False,
+) -> None:
+    """Click, conversion and similarity metrics of a run beside its baselines, with standard errors."""
+    quiet()
+    from ranking.data.tables import Dataset
+    from ranking.progress import Bars
+
+    if state not in ("frozen", "rolling"):
+        raise UserError(f"`--state` should be frozen or rolling. Received: {state!r}.")
+    dataset = Dataset(data)
+    with Bars(console) as bars:
+        bars("loading the run", 0, 1)
+        from ranking.evaluation import evaluate_run
+        from ranking.report.tables import evaluation_table
+        from ranking.run import load_run
+
+        loaded = load_run(run)
+        bars("loading the run", 1, 1)
+        found = evaluate_run(loaded, dataset, window=window, state=state, replicates=replicates, progress=bars)
+    show(found, as_json, evaluation_table(found))
+
+
+@app.command()
+def export(
+    run: RunDir,
+    models: Annotated[Path, typer.Option(help="The folder of models; a new version is published in it.")],
+    name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
+    weights: Annotated[Path | None, typer.Option(help="Fusion weights to serve instead of the run's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Publishes a run as a SavedModel version: verified in a fresh process, then renamed into place."""
+    quiet()
+    from ranking.progress import Bars
+
+    with Bars(console) as bars:
+        bars("export", 0, 1)
+        from ranking.export import export_run
+        from ranking.fusion import FusionWeights
+        from ranking.run import load_run
+
+        loaded = load_run(run)
+        chosen = FusionWeights.load(weights, loaded.info["parameters_hash"]) if weights else None
+        version = export_run(loaded, models, name=name, weights=chosen)
+        bars("export", 1, 1)
+    show({"version": str(version)}, as_json, f"Published {version}\nNext: seedrank serve {models}")
+
+
+@app.command()
+def serve(
+    models: Annotated[Path, typer.Argument(help="The folder of models.")],
+    rest_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8501,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8500,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    poll: Annotated[float, typer.Option(help="Seconds between looks for new versions.")] = 1.0,
+) -> None:
+    """Serves models over REST and gRPC as TensorFlow Serving does; new versions are picked up while it runs."""
+    quiet()
+    from serving.server import Server
+
+    with Server(models, host=host, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll) as server:
+        console.print(
+            f"REST on http://{host}:{server.rest_port}/v1/models, gRPC on {host}:{server.grpc_port}. Ctrl-C stops."
+        )
+        server.wait()
+
+
+@app.command()
+def rank(
+    user: Annotated[str, typer.Option(help="The target user's id.")],
+    items: Annotated[str, typer.Option(help="Candidate ids, comma separated; or @FILE with one a line.")],
+    context: Annotated[list[str] | None, typer.Option(help="A context column, as tab=1; repeat for more.")] = None,
+    prices: Annotated[
+        str | None, typer.Option(help="Prices, comma separated, one a candidate; empty = the item's.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights to try, as similarity=.2,pctr=1,pcvr=.6.")] = None,
+    url: Annotated[str, typer.Option(help="Where the REST server listens.")] = "http://127.0.0.1:8501",
+    grpc: Annotated[bool, typer.Option("--grpc", help="Ask over gRPC.")] = False,
+    address: Annotated[str, typer.Option(help="Where the gRPC server listens.")] = "127.0.0.1:8500",
+    name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
+    as_json: Json = False,
+) -> None:
+    """Ranks candidates for one user on a running server, the best first."""
+    quiet()
+    from ranking.fusion import parse_weights
+    from ranking.report.tables import ranking_table
+
+    ids = Path(items[1:]).read_text().splitlines() if items.startswith("@") else items.split(",")
+    given = pairs(context or [], "--context")
+    money = None if prices is None else [float(p) if p else None for p in prices.split(",")]
+    if grpc:
+        from serving.rpc import GrpcClient
+
+        client: Any = GrpcClient(address, model=name)
+    else:
+        from serving.rest import RestClient
+
+        client = RestClient(url, model=name)
+    chosen = parse_weights(weights) if weights else None
+    found = client.rank(user, ids, context=given, price=money, weights=chosen)
+    order = sorted(range(len(ids)), key=lambda row: -found["score"][row])
+    rows = [{"item_id": ids[row], **{key: values[row] for key, values in found.items()}} for row in order]
+    show(rows, as_json, ranking_table(rows))
+
+
+def pairs(texts: list[str], option: str) -> dict[str, str]:
+    """name=value texts to a dict."""
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"`{option}` should look like name=value. Received: {text!r}.")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except (UserError, ServingError, OSError) as error:
+        print(f"seedrank: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("seedrank: stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,53 @@
+"""Progress bars for long work: one bar a stage."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+__all__ = ["Bars"]
+
+
+class Bars:
+    """A callable `(stage, done, total)` that draws a bar a stage; also a context manager.
+
+    Args:
+        console: rich Console to draw on. Where it is no terminal, each finished stage is one line.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> "Bars":
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Moves the stage's bar."""
+        now = time.perf_counter()
+        started = self._started.setdefault(stage, now)
+        if not self.console.is_terminal:
+            if done >= total and stage not in self._tasks:
+                self._tasks[stage] = TaskID(len(self._tasks))
+                self.console.print(f"  {stage}: {total:,} in {now - started:.1f} s", highlight=False)
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)

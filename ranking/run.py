@@ -1,0 +1,295 @@
+"""A run: everything one training leaves behind, in one folder."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+import ranking
+from esmm.embedding import Feature
+from lookalike.similarity import LookalikeModel
+from ranking.atomic import atomic_directory
+from ranking.baselines import Logistic, Popularity
+from ranking.data.schema import Schema, load_schema
+from ranking.errors import UserError
+from ranking.features import Arrays, Encoder
+from ranking.fusion import FusionWeights
+from ranking.model import SimilarityScale, build_ranker, esmm_features
+from ranking.state import State, StateBuilder, in_batches
+from ranking.statistics import StatisticTable
+from ranking.timeline import Timeline
+from ranking.training import tf_function
+
+__all__ = ["Run", "Scales", "load_run", "parameters_hash", "save_run"]
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Constants frozen on the training rows.
+
+    Attributes:
+        statistics: `statistic_<name>` -> (means [2], standard deviations [2]).
+        similarity: (mean, sd) over the rows that have one.
+        log_seed_count: (mean, sd).
+    """
+
+    statistics: dict[str, tuple[list[float], list[float]]]
+    similarity: tuple[float, float]
+    log_seed_count: tuple[float, float]
+
+    @classmethod
+    def fit(cls, arrays: Arrays) -> "Scales":
+        """Means and standard deviations (1 where a column is constant)."""
+
+        def both(values: np.ndarray) -> tuple[list[float], list[float]]:
+            sd = values.std(axis=0, dtype=np.float64)
+            return values.mean(axis=0, dtype=np.float64).tolist(), np.where(sd > 1e-6, sd, 1.0).tolist()
+
+        has = arrays["has_similarity"] > 0
+        mean, sd = both(arrays["similarity"][has]) if has.any() else (0.0, 1.0)
+        count = both(arrays["log_seed_count"])
+        statistics = {name: both(values) for name, values in arrays.items() if name.startswith("statistic_")}
+        return cls(statistics, (float(mean), float(sd)), (float(count[0]), float(count[1])))  # type: ignore[arg-type]
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        """ESMM's view of raw features; a missing similarity is exactly the mean."""
+        scaled = dict(arrays)
+        for name, (mean, sd) in self.statistics.items():
+            scaled[name] = ((arrays[name] - mean) / sd).astype(np.float32)
+        mean, sd = self.similarity
+        scaled["similarity"] = (arrays["has_similarity"] * (arrays["similarity"] - mean) / sd).astype(np.float32)
+        mean, sd = self.log_seed_count
+        scaled["log_seed_count"] = ((arrays["log_seed_count"] - mean) / sd).astype(np.float32)
+        return scaled
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training made.
+
+    Attributes:
+        path: Path or `None`. Where it was loaded from.
+        schema: Schema. Of the dataset it was trained on.
+        info: dict. What `seedrank train` reports; `refit`, `parameters_hash` and `watermark` among it.
+        lookalike_encoder, encoder: Encoder. Of the user representation, and of ESMM.
+        representation: keras.Model from user features to `[n, m]`.
+        lookalike: LookalikeModel.
+        models: variant -> ESMM models, one a random seed. "seedrank" is always there and its first one is served;
+            "no_similarity" and "base" with `--with-baselines`.
+        scales: Scales.
+        state: State. As of the watermark: what an export freezes.
+        weights: FusionWeights.
+        popularity: Popularity or `None`; logistic: Logistic or `None`.
+    """
+
+    path: Path | None
+    schema: Schema
+    info: dict[str, Any]
+    lookalike_encoder: Encoder
+    encoder: Encoder
+    representation: keras.Model
+    lookalike: LookalikeModel
+    models: dict[str, list[keras.Model]]
+    scales: Scales
+    state: State
+    weights: FusionWeights
+    popularity: Popularity | None = None
+    logistic: Logistic | None = None
+
+    def features(self, *, similarity: bool = True) -> tuple[Feature, ...]:
+        """The inputs of ESMM."""
+        return esmm_features(self.schema, self.encoder, similarity=similarity)
+
+    def builder(self, timeline: Timeline) -> StateBuilder:
+        """States of any tick of a dataset with this run's models and vocabularies."""
+        return StateBuilder(
+            timeline,
+            self.encoder,
+            lookalike_encoder=self.lookalike_encoder,
+            representation=tf_function(self.representation),
+            lookalike=self.lookalike,
+        )
+
+    def ranker(self) -> keras.Model:
+        """The functional model with the five outputs."""
+        _, k, h = self.state.centroids.shape
+        return build_ranker(
+            self.lookalike,
+            self.models["seedrank"][0],
+            self.features(),
+            weights=self.weights,
+            similarity_scale=SimilarityScale(*self.scales.similarity),
+            shape=(self.state.user_vectors.shape[1], k, h),
+        )
+
+    def predict(self, arrays: Arrays, variant: str = "seedrank", model: int = 0, *, position: bool = False) -> Arrays:
+        """pctr, pcvr and pctcvr, float32 `[n]`, of raw features.
+
+        Args:
+            arrays: dict of arrays `[n, ...]`, unscaled.
+            variant: str. Which models.
+            model: int. Which random seed.
+            position: bool. Whether the logged positions are used: to judge against labels, yes; to rank, never.
+        """
+        esmm = self.models[variant][model]
+        scaled = self.scales.apply(arrays)
+        inputs = {tensor.name: None for tensor in esmm.inputs}
+        if "position" in inputs and not (position and "position" in scaled):
+            scaled["position"] = np.zeros(len(scaled["user_id"]), np.int32)
+        call = tf_function(lambda batch: np_stack(esmm(batch)))
+        found = in_batches(call, {name: scaled[name] for name in inputs})
+        return {"pctr": found[:, 0], "pcvr": found[:, 1], "pctcvr": found[:, 2]}
+
+
+def np_stack(outputs: dict[str, Any]) -> Any:
+    """[n, 3]: pctr, pcvr, pctcvr."""
+    return keras.ops.stack([outputs["pctr"], outputs["pcvr"], outputs["pctcvr"]], axis=1)
+
+
+def parameters_hash(*models: Any) -> str:
+    """SHA-256 of every weight, in order: what fusion constants belong to."""
+    digest = hashlib.sha256()
+    for model in models:
+        for weight in model.get_weights():
+            digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def save_run(run: Run, path: Path, dataset_toml: Path, *, overwrite: bool = False) -> None:
+    """Writes a run folder, whole or not at all."""
+    with atomic_directory(path, overwrite=overwrite) as folder:
+        (folder / "dataset.toml").write_bytes(dataset_toml.read_bytes())
+        run.lookalike_encoder.save(folder / "lookalike_encoder.json")
+        run.encoder.save(folder / "encoder.json")
+        run.weights.save(folder / "fusion.json")
+        run.representation.save(folder / "representation.keras")
+        _lookalike_as_model(run).save(folder / "lookalike.keras")
+        for variant, models in run.models.items():
+            for number, model in enumerate(models):
+                model.save(folder / f"{variant}_{number}.keras")
+        _save_state(run.state, folder / "state.npz")
+        if run.popularity is not None:
+            np.savez(folder / "popularity.npz", **dataclasses.asdict(run.popularity))
+        if run.logistic is not None:
+            np.savez(folder / "logistic.npz", **run.logistic.coefficients)
+        content = {
+            "format": FORMAT,
+            "seedrank": ranking.__version__,
+            "info": run.info,
+            "scales": dataclasses.asdict(run.scales),
+            "variants": {variant: len(models) for variant, models in run.models.items()},
+        }
+        (folder / "run.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_run(path: str | Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        UserError: the folder is not a run, or was written in another format.
+    """
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise UserError(f"{path} is not a run folder: it has no run.json. Make one with `seedrank train --out {path}`.")
+    content = json.loads((path / "run.json").read_text())
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}/run.json: format should be {FORMAT}. Received: {content.get('format')!r}; train again."
+        )
+    scales = content["scales"]
+    import esmm.strategies  # noqa: F401  (registers the layers that a .keras file names)
+
+    popularity = logistic = None
+    if (path / "popularity.npz").is_file():
+        with np.load(path / "popularity.npz", allow_pickle=False) as found:
+            popularity = Popularity(**found)
+    if (path / "logistic.npz").is_file():
+        with np.load(path / "logistic.npz", allow_pickle=False) as found:
+            logistic = Logistic(dict(found))
+    lookalike = keras.models.load_model(path / "lookalike.keras")
+    layers = [layer for layer in lookalike.layers if isinstance(layer, LookalikeModel)]
+    return Run(
+        path=path,
+        schema=load_schema(path / "dataset.toml"),
+        info=content["info"],
+        lookalike_encoder=Encoder.load(path / "lookalike_encoder.json"),
+        encoder=Encoder.load(path / "encoder.json"),
+        representation=keras.models.load_model(path / "representation.keras"),
+        lookalike=layers[0],
+        models={
+            variant: [keras.models.load_model(path / f"{variant}_{number}.keras") for number in range(count)]
+            for variant, count in content["variants"].items()
+        },
+        scales=Scales(scales["statistics"], tuple(scales["similarity"]), tuple(scales["log_seed_count"])),
+        state=_load_state(path / "state.npz"),
+        weights=FusionWeights.load(path / "fusion.json"),
+        popularity=popularity,
+        logistic=logistic,
+    )
+
+
+def _lookalike_as_model(run: Run) -> keras.Model:
+    _, k, h = run.state.centroids.shape
+    inputs = {
+        "user": keras.Input((run.state.user_vectors.shape[1],), name="user"),
+        "centroids": keras.Input((k, h), name="centroids"),
+        "centroid_mask": keras.Input((k,), dtype="bool", name="centroid_mask"),
+    }
+    return keras.Model(inputs, run.lookalike(inputs))
+
+
+def _save_state(state: State, path: Path) -> None:
+    arrays: dict[str, Any] = {
+        "tick": state.tick,
+        "user_ids": _ids(state.user_ids),
+        "item_ids": _ids(state.item_ids),
+        "user_vectors": state.user_vectors,
+        "centroids": state.centroids,
+        "centroid_counts": state.centroid_counts,
+        "seed_counts": state.seed_counts,
+        "prices": state.prices,
+    }
+    arrays |= {f"users/{name}": values for name, values in state.users.items()}
+    arrays |= {f"items/{name}": values for name, values in state.items.items()}
+    for name, table in state.statistics.items():
+        arrays |= {f"statistic/{name}/values": table.values, f"statistic/{name}/codes": table.codes}
+        arrays[f"statistic/{name}/side"] = np.array([table.side, *(f"{c}:{n}" for c, n in table.columns)])
+    np.savez(path, **arrays)
+
+
+def _ids(index: pd.Index) -> np.ndarray:
+    return index.to_numpy(np.int64) if index.dtype.kind == "i" else index.to_numpy().astype(np.str_)
+
+
+def _load_state(path: Path) -> State:
+    with np.load(path, allow_pickle=False) as found:
+        names = {name.split("/")[1] for name in found.files if name.startswith("statistic/")}
+        statistics = {}
+        for name in sorted(names):
+            side, *columns = found[f"statistic/{name}/side"].tolist()
+            statistics[name] = StatisticTable(
+                side,
+                found[f"statistic/{name}/values"],
+                tuple((column.rsplit(":", 1)[0], int(column.rsplit(":", 1)[1])) for column in columns),
+                found[f"statistic/{name}/codes"],
+            )
+        return State(
+            tick=int(found["tick"]),
+            user_ids=pd.Index(found["user_ids"], dtype=None if found["user_ids"].dtype.kind == "i" else "str"),
+            item_ids=pd.Index(found["item_ids"], dtype=None if found["item_ids"].dtype.kind == "i" else "str"),
+            users={n.removeprefix("users/"): found[n] for n in found.files if n.startswith("users/")},
+            items={n.removeprefix("items/"): found[n] for n in found.files if n.startswith("items/")},
+            user_vectors=found["user_vectors"],
+            centroids=found["centroids"],
+            centroid_counts=found["centroid_counts"],
+            seed_counts=found["seed_counts"],
+            prices=found["prices"],
+            statistics=statistics,
+        )

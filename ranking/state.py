@@ -1,0 +1,160 @@
+"""Everything a tick freezes: user vectors, centroids of seeds, behaviours and statistics.
+
+One definition serves training, evaluation, replay and export (SPEC: similarity(u, i, t) = f(E_u, centroids(i, tick(t)))).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lookalike.clustering import cluster
+from ranking.features import Arrays, Encoder, gather
+from ranking.statistics import StatisticCounter, StatisticTable
+from ranking.timeline import Timeline
+
+__all__ = ["State", "StateBuilder", "in_batches"]
+
+LLOYD_ITERATIONS = 10
+
+
+def in_batches(function: Callable[[Arrays], Any], arrays: Mapping[str, np.ndarray], size: int = 8192) -> np.ndarray:
+    """Calls a tensor function on slices of arrays and joins what it returns."""
+    rows = len(next(iter(arrays.values())))
+    parts = [
+        np.asarray(function({name: values[start : start + size] for name, values in arrays.items()}))
+        for start in range(0, max(rows, 1), size)
+    ]
+    return np.concatenate(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What is known at one tick, for every user and item; the last row of each array is nobody's.
+
+    Attributes:
+        tick: int, ms. Only events strictly before it are in here: the watermark of an exported model.
+        user_ids, item_ids: pandas.Index.
+        users, items: dict of arrays `[ids + 1, ...]`, encoded features; users' behaviours included.
+        user_vectors: float32 `[users + 1, m]`. E_u.
+        centroids: float32 `[items + 1, k, h]`; centroid_counts: int64 `[items + 1, k]`, 0 where masked.
+        seed_counts: int64 `[items + 1]`, all seeds, also of items that have too few for a similarity.
+        prices: float32 `[items + 1]`, NaN where an item has none.
+        statistics: name -> StatisticTable.
+    """
+
+    tick: int
+    user_ids: pd.Index
+    item_ids: pd.Index
+    users: Arrays
+    items: Arrays
+    user_vectors: np.ndarray
+    centroids: np.ndarray
+    centroid_counts: np.ndarray
+    seed_counts: np.ndarray
+    prices: np.ndarray
+    statistics: dict[str, StatisticTable]
+
+    def rows(self, side: str, ids: pd.Series | pd.Index) -> np.ndarray:
+        """Row numbers of ids; the last row for an unknown one."""
+        index = self.user_ids if side == "user" else self.item_ids
+        found = index.get_indexer(pd.Index(ids))
+        return np.where(found >= 0, found, len(index))
+
+    def features(self, user: np.ndarray, item: np.ndarray, context: Arrays) -> Arrays:
+        """The features of (user row, item row, context) but for the similarity; statistics unscaled."""
+        arrays = {**gather(self.users, user), **gather(self.items, item), **context}
+        arrays["log_seed_count"] = np.log1p(self.seed_counts[item]).astype(np.float32)
+        keys = {**arrays, "user_row": user, "item_row": item}
+        for name, table in self.statistics.items():
+            arrays[f"statistic_{name}"] = table.look_up(user, item, keys)
+        return arrays
+
+
+class StateBuilder:
+    """Builds the state of any tick of a timeline.
+
+    Args:
+        timeline: Timeline. The events.
+        encoder: Encoder. Of the ESMM features.
+        lookalike_encoder: Encoder. Of the user representation's features.
+        representation: callable from a dict of arrays `[n, ...]` to user vectors `[n, m]`.
+        lookalike: LookalikeModel. Its `transform` gives what is clustered.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        encoder: Encoder,
+        *,
+        lookalike_encoder: Encoder,
+        representation: Callable[[Arrays], Any],
+        lookalike: Any,
+    ):
+        self.timeline = timeline
+        self.encoder = encoder
+        self.lookalike_encoder = lookalike_encoder
+        self.representation = representation
+        self.lookalike = lookalike
+        self._static = {side: encoder.static(timeline, side) for side in ("user", "item")}
+        self._profile = lookalike_encoder.static(timeline, "user")
+        self._profile.pop("user_id")
+        price = timeline.static("item").get("price")
+        items = len(timeline.item_ids)
+        prices = np.full(items, np.nan) if price is None else price.to_numpy(np.float64, na_value=np.nan)
+        self._prices = np.append(prices, np.nan).astype(np.float32)
+        self.context = encoder.context(timeline, timeline.impressions)
+        self._counters = {
+            statistic.name: StatisticCounter(statistic, timeline, encoder, self._static, self.context)
+            for statistic in timeline.schema.statistics
+        }
+
+    def _behaviors(self, encoder: Encoder, tick: int) -> Arrays:
+        """Behaviours of every user strictly before the tick, with nobody's empty row."""
+        everybody = np.arange(len(self.timeline.user_ids) + 1)
+        return encoder.behavior(self.timeline, everybody, np.full(len(everybody), tick), None)
+
+    def user_vectors(self, tick: int) -> np.ndarray:
+        """E_u of every user and of nobody: float32 `[users + 1, m]`."""
+        return in_batches(self.representation, {**self._profile, **self._behaviors(self.lookalike_encoder, tick)})
+
+    def seeds(self, tick: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Offsets and users of the seeds of items with at least `min_seeds`, and every item's seed count."""
+        offsets, users = self.timeline.seeds(tick)
+        counts = np.diff(offsets)
+        enough = counts >= self.timeline.schema.min_seeds
+        kept = users[np.repeat(enough, counts)]
+        return np.append(0, np.cumsum(np.where(enough, counts, 0))), kept, counts
+
+    def at(self, tick: int, *, user_statistics_at: int | None = None) -> State:
+        """The state of a tick.
+
+        Args:
+            tick: int, ms.
+            user_statistics_at: int or `None`. A moment that the users' own statistics stay frozen at, as an
+                evaluation window needs: statistics that follow the labels of the window deflate GAUC.
+        """
+        timeline, schema = self.timeline, self.timeline.schema
+        vectors = self.user_vectors(tick)
+        offsets, users, counts = self.seeds(tick)
+        transformed = in_batches(lambda batch: self.lookalike.transform(batch["user"]), {"user": vectors})
+        found = cluster(transformed[users], offsets, schema.k, iterations=LLOYD_ITERATIONS, seed=0)
+        statistics = {}
+        for name, counter in self._counters.items():
+            follows_user = user_statistics_at is not None and "user_id" in counter.statistic.key
+            statistics[name] = counter.table(min(tick, user_statistics_at) if follows_user else tick)
+        return State(
+            tick=tick,
+            user_ids=timeline.user_ids,
+            item_ids=timeline.item_ids,
+            users={**self._static["user"], **self._behaviors(self.encoder, tick)},
+            items=self._static["item"],
+            user_vectors=vectors,
+            centroids=np.pad(found.centroids, ((0, 1), (0, 0), (0, 0))),
+            centroid_counts=np.pad(found.counts, ((0, 1), (0, 0))),
+            seed_counts=np.append(counts, 0),
+            prices=self._prices,
+            statistics=statistics,
+        )
