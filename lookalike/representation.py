@@ -31,7 +31,7 @@ class Field:
     """
 
     name: str
-    kind: Literal["categorical", "multi", "numeric"]
+    kind: str
     vocabulary: str = ""
     size: int = 0
 

@@ -99,17 +99,21 @@ def import_(
 
     with Bars(console) as bars:
         report = import_kuairand(folder, out, conversion=conversion, overwrite=overwrite, progress=bars)
-    show(report.as_dict(), as_json, report.table())
+    show(report.as_dict(), as_json, str(report))
 
 
 @data_app.command()
 def check(directory: Annotated[Path, typer.Argument(help="The dataset folder.")], as_json: Json = False) -> None:
     """Counts, rates, time span, and every broken rule of a dataset; exit code 2 if there is one."""
     from ranking.data.check import check as examine
+    from ranking.data.check import print_report
 
     report = examine(directory)
-    show(report.as_dict(), as_json, report.table())
-    if report.problems:
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        print_report(report)
+    if not report.ok:
         raise typer.Exit(2)
 
 

@@ -118,14 +118,14 @@ class ServedRanker(tf.Module):
         self.users = {name: self.user_lookup.table(values) for name, values in state.users.items()}
         self.items = {name: self.item_lookup.table(values) for name, values in state.items.items()}
         self.users["user_vector"] = self.user_lookup.table(state.user_vectors)
-        mean, sd = run.scales.log_seed_count
+        count_mean, count_sd = run.scales.log_seed_count
         mask = state.centroid_counts > 0
         self.items |= {
             "centroids": self.item_lookup.table(state.centroids),
             "centroid_mask": self.item_lookup.table(mask),
-            "has_similarity": self.item_lookup.table(mask.any(axis=1).astype(np.float32)),
+            "has_similarity": self.item_lookup.table(np.asarray(mask.any(axis=1), np.float32)),
             "log_seed_count": self.item_lookup.table(
-                ((np.log1p(state.seed_counts).astype(np.float32) - mean) / sd).astype(np.float32)
+                np.asarray((np.log1p(state.seed_counts).astype(np.float32) - count_mean) / count_sd, np.float32)
             ),
             "price": self.item_lookup.table(state.prices),
         }
@@ -175,8 +175,7 @@ class ServedRanker(tf.Module):
         for column in self.context:
             arrays[f"context_{column.feature.name}"] = whole(column(inputs[column.feature.name]))
         for name, (codes, values, columns) in self.crosses.items():
-            parts = [(tf.cast(arrays[column], tf.int64), size) for column, size in columns]
-            code = combine(parts) if len(parts) else None
+            code = combine([(tf.cast(arrays[column], tf.int64), size) for column, size in columns])
             size = tf.size(codes)
             place = tf.searchsorted(codes, code)
             padded = tf.concat([codes, [-1]], axis=0)
@@ -292,7 +291,7 @@ def golden_requests(run: Run) -> list[dict[str, Any]]:
     generator = np.random.default_rng(0)
     known = generator.choice(len(state.item_ids), min(GOLDEN_CANDIDATES, len(state.item_ids)), replace=False)
     item_ids = state.item_ids[known]
-    requests = []
+    requests: list[dict[str, Any]] = []
     for user in (0, len(state.user_ids) // 2):
         context = _golden_context(schema, run, len(requests))
         user_ids = state.user_ids[[user]]

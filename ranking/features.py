@@ -93,9 +93,9 @@ class Encoder:
             else:
                 values = _split(column, feature).explode() if feature.kind == "multi" else column
                 vocabularies[name] = Vocabulary.fit(values.replace("", pd.NA), feature.min_count)
-        for field, values in timeline.behavior_values.items():
+        for field, own in timeline.behavior_values.items():
             found = timeline.behaviors[field]
-            vocabularies[f"behavior_{field}"] = Vocabulary.fit(pd.Series(values[found.value[found.time < before]]))
+            vocabularies[f"behavior_{field}"] = Vocabulary.fit(pd.Series(own[found.value[found.time < before]]))
         return cls(vocabularies, ranges, before)
 
     def static(self, timeline: Timeline, side: str) -> Arrays:
@@ -165,12 +165,12 @@ class Encoder:
             "vocabularies": {name: list(v.values) for name, v in self.vocabularies.items()},
         }
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(content, default=_plain, ensure_ascii=False))
+            temporary.write_text(json.dumps(content, default=_plain, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Encoder":
         """Reads what `save` wrote."""
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             {name: Vocabulary(_index(values)) for name, values in content["vocabularies"].items()},
             {name: tuple(values) for name, values in content["ranges"].items()},
@@ -216,12 +216,12 @@ def _column(timeline: Timeline, feature: Feature) -> pd.Series:
 
 def _split(column: pd.Series, feature: Feature) -> pd.Series:
     """Lists of strings from text with separators."""
-    return column.str.split(feature.separator)
+    return column.str.split(feature.separator, regex=False)
 
 
 def _transformed(column: pd.Series, feature: Feature) -> pd.Series:
     values = column.astype("float64")
-    return np.log1p(values.clip(lower=0)) if feature.transform == "log1p" else values
+    return values.clip(lower=0).transform(np.log1p) if feature.transform == "log1p" else values
 
 
 def _scaled(column: pd.Series, feature: Feature, low: float, high: float) -> pd.Series:

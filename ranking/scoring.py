@@ -39,7 +39,8 @@ def score_rows(
     Args:
         run: Run.
         state: State. What is known at that moment.
-        user_ids, item_ids: pandas.Index `[n]`. Raw ids.
+        user_ids: pandas.Index `[n]`. Raw ids.
+        item_ids: pandas.Index `[n]`. Raw ids.
         context: pandas.DataFrame `[n]`. The context columns, raw.
         price: float32 `[n]` or `None`. NaN where missing: then the item's own.
 
@@ -71,7 +72,7 @@ def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress
     start, end = timeline.window(window)
     requests = dataset.requests.set_index("request_id")
     candidates = dataset.candidates
-    of_request = requests.index.get_indexer(candidates["request_id"])
+    of_request = requests.index.get_indexer(pd.Index(candidates["request_id"]))
     time = requests["timestamp"].to_numpy(np.int64)[of_request]
     inside = np.flatnonzero((time >= start) & (time < end))
     if not len(inside):

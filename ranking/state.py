@@ -1,6 +1,6 @@
 """Everything a tick freezes: user vectors, centroids of seeds, behaviours and statistics.
 
-One definition serves training, evaluation, replay and export (SPEC: similarity(u, i, t) = f(E_u, centroids(i, tick(t)))).
+One definition serves training, evaluation, replay and export: similarity(u, i, t) = f(E_u, centroids(i, tick(t))).
 """
 
 import dataclasses
@@ -140,11 +140,12 @@ class StateBuilder:
         vectors = self.user_vectors(tick)
         offsets, users, counts = self.seeds(tick)
         transformed = in_batches(lambda batch: self.lookalike.transform(batch["user"]), {"user": vectors})
+        offsets = np.append(offsets, offsets[-1])  # nobody is an item without seeds
         found = cluster(transformed[users], offsets, schema.k, iterations=LLOYD_ITERATIONS, seed=0)
         statistics = {}
         for name, counter in self._counters.items():
-            follows_user = user_statistics_at is not None and "user_id" in counter.statistic.key
-            statistics[name] = counter.table(min(tick, user_statistics_at) if follows_user else tick)
+            frozen = user_statistics_at if "user_id" in counter.statistic.key else None
+            statistics[name] = counter.table(tick if frozen is None else min(tick, frozen))
         return State(
             tick=tick,
             user_ids=timeline.user_ids,
@@ -152,8 +153,8 @@ class StateBuilder:
             users={**self._static["user"], **self._behaviors(self.encoder, tick)},
             items=self._static["item"],
             user_vectors=vectors,
-            centroids=np.pad(found.centroids, ((0, 1), (0, 0), (0, 0))),
-            centroid_counts=np.pad(found.counts, ((0, 1), (0, 0))),
+            centroids=found.centroids,
+            centroid_counts=found.counts,
             seed_counts=np.append(counts, 0),
             prices=self._prices,
             statistics=statistics,

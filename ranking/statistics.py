@@ -1,6 +1,7 @@
 """Point-in-time statistics: how often an event happened for a key, strictly before a tick."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from ranking.errors import UserError
 from ranking.features import MISSING, Arrays, Encoder
 from ranking.timeline import Timeline
 
-__all__ = ["StatisticCounter", "StatisticTable", "smoothed"]
+__all__ = ["StatisticCounter", "StatisticTable", "combine", "smoothed"]
 
 RATE_FLOOR = 1e-6
 
@@ -62,11 +63,11 @@ class StatisticTable:
         return self.values[np.where(found, place, len(self.codes))]
 
 
-def combine(parts: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Mixed-radix int64 code of several index columns."""
-    code = np.zeros_like(parts[0][0], dtype=np.int64)
+def combine(parts: list[tuple[Any, int]]) -> Any:
+    """Mixed-radix int64 code of several index columns, numpy arrays or int64 tensors."""
+    code: Any = np.int64(0)
     for index, size in parts:
-        code = code * size + index
+        code = index + code * size
     return code
 
 
@@ -109,7 +110,8 @@ class StatisticCounter:
         self.side = sides.pop() if len(sides) == 1 and "context" not in sides else "cross"
         if self._multi and (self.side == "cross" or len(statistic.key) > 1):
             raise UserError(
-                f"[features.statistic] {statistic.name}: the multi-valued {self._multi!r} should be the only key column."
+                f"[features.statistic] {statistic.name}: the multi-valued {self._multi!r} should be the only key "
+                "column."
             )
         self._events = self._coded(timeline, statistic.event)
         self._opportunities = self._coded(timeline, statistic.per)

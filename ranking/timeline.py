@@ -40,16 +40,16 @@ class Events:
         Returns:
             int64 array `[n, keep]`, padded with -1.
         """
-        cut = np.full(len(user), BEFORE_ALL) if order is None else order
-        # A query sorts before every event of its own moment, so the events in front of it are strictly earlier.
-        users = np.concatenate([user, self.user])
-        is_event = np.repeat(np.array([0, 1], np.int8), [len(user), len(self.user)])
-        by = np.lexsort((is_event, np.concatenate([cut, self.order]), np.concatenate([time, self.time]), users))
-        end = np.empty(len(by), np.int64)
-        end[by] = np.cumsum(is_event[by])
-        end = end[: len(user)]
+        order = np.full(len(user), BEFORE_ALL) if order is None else order
         start = np.searchsorted(self.user, user)
-        at = end[:, None] - 1 - np.arange(keep)  # [n, keep]
+        low, high = start, np.searchsorted(self.user, user, side="right")
+        while (low < high).any():  # one binary search for all: how far each user's events are strictly earlier
+            middle = np.minimum((low + high) // 2, len(self.user) - 1)
+            same = (self.time[middle] == time) & (self.order[middle] < order)
+            earlier = (self.time[middle] < time) | same
+            is_open = low < high
+            low, high = np.where(is_open & earlier, middle + 1, low), np.where(is_open & ~earlier, middle, high)
+        at = low[:, None] - 1 - np.arange(keep)  # [n, keep]
         padded = np.append(self.value, -1)
         return padded[np.where(at >= start[:, None], at, -1)]
 
@@ -61,7 +61,8 @@ class Timeline:
         dataset: Dataset. Where the tables come from.
 
     Attributes:
-        user_ids, item_ids: pandas.Index. Every id of any table; a row number is an id's place in it.
+        user_ids, item_ids: pandas.Index. Every id of any table, sorted; a row number is an id's place in it. Sorted,
+            so that a later row of the log changes no order among the earlier ids.
         impressions: pandas.DataFrame, as in the dataset, in its order.
         time, user, item: int64 arrays `[rows]` of the impressions.
         label_time: funnel label -> int64 array, when a label that is 1 became known (click_time where it is given,
@@ -87,8 +88,8 @@ class Timeline:
             users.append(behaviors["user_id"].drop_duplicates())
             of_items = [name for name, vocabulary in fields.items() if vocabulary == "item"]
             items += [dataset.behavior(name)["value"] for name in of_items]
-        self.user_ids = pd.Index(pd.concat(users, ignore_index=True).unique())
-        self.item_ids = pd.Index(pd.concat(items, ignore_index=True).unique())
+        self.user_ids = pd.Index(pd.concat(users, ignore_index=True).unique()).sort_values()
+        self.item_ids = pd.Index(pd.concat(items, ignore_index=True).unique()).sort_values()
         self.time = impressions["timestamp"].to_numpy(np.int64)
         self.user = self.user_ids.get_indexer(impressions["user_id"])
         self.item = self.item_ids.get_indexer(impressions["item_id"])
@@ -106,7 +107,7 @@ class Timeline:
                 value = self.item_ids.get_indexer(rows["value"])
             else:
                 self.behavior_values[name] = pd.Index(rows["value"].unique())
-                value = self.behavior_values[name].get_indexer(rows["value"])
+                value = self.behavior_values[name].get_indexer(pd.Index(rows["value"]))
             order = rows["order"].to_numpy(np.int64) if "order" in rows else np.zeros(len(rows), np.int64)
             user = self.user_ids.get_indexer(rows["user_id"])
             self.behaviors[name] = Events(user, value, rows["timestamp"].to_numpy(np.int64), order)
@@ -148,20 +149,20 @@ class Timeline:
         first = np.append(True, (np.diff(item) != 0) | (np.diff(user) != 0))[: len(user)]
         return user[first], item[first], time[first]
 
-    def seeds(self, before: int, since: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def seeds(self, before: int) -> tuple[np.ndarray, np.ndarray]:
         """The distinct seed users of every item, by seed events strictly before a moment.
 
         Returns:
             offsets int64 `[items + 1]` and users int64 `[n]`, sorted by item and user.
         """
         user, item, time = self._seed_pairs
-        kept = time < before if since is None else (time < before) & (time >= since)
+        kept = time < before
         counts = np.bincount(item[kept], minlength=len(self.item_ids))
         return np.append(0, np.cumsum(counts)), user[kept]
 
     def tick(self, time: np.ndarray) -> np.ndarray:
         """The last tick at or before each time; ticks are counted from the start of the train window."""
-        anchor = self.schema.windows["train"][0]
+        anchor = self.window("train")[0]
         return anchor + (np.asarray(time) - anchor) // self.schema.tick_ms * self.schema.tick_ms
 
     def rows_in(self, *windows: str) -> np.ndarray:
@@ -182,8 +183,9 @@ class Timeline:
     def by_tick(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Groups rows of the impressions by their tick, in time order: (tick, places in `rows`)."""
         ticks = self.tick(self.time[rows])
-        for tick in np.unique(ticks):
-            yield int(tick), np.flatnonzero(ticks == tick)
+        by = np.argsort(ticks, kind="stable")
+        for places in np.split(by, np.flatnonzero(np.diff(ticks[by])) + 1) if len(by) else ():
+            yield int(ticks[places[0]]), places
 
     def mature(self, rows: np.ndarray) -> np.ndarray:
         """Which rows' conversion is final: their attribution window ended before the log was last observed."""

@@ -434,12 +434,13 @@ def train_esmm(
     keras.utils.set_random_seed(seed)
     mature = rows.mature & (rows.click > 0)
     build, criteria = (build_base, base_losses()) if strategy == "base" else (build_esmm, losses())
+    extra: dict[str, Any] = {"positions": positions} if positions else {}
     model = build(
         features,
         dropout=settings.dropout,
         click_rate=_inside(rows.click),
         conversion_rate=_inside(rows.conversion[mature]),
-        **({"positions": positions} if positions else {}),
+        **extra,
     )
     model.compile(RowAdam(settings.learning_rate), criteria)
 

@@ -76,7 +76,7 @@ class Bundle:
 
         Args:
             inputs: dict of arrays. By input name; the dtypes are the signature's, shapes are the graph's affair.
-            signature: str. Defaults to `serving_default`.
+            signature: str. Empty means `serving_default`. Defaults to `""`.
             output_filter: iterable of str. The outputs to compute. Defaults to all.
             timeout: float. Seconds, or `None` for no deadline.
 
