@@ -51,6 +51,7 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
         raise UserError(f"{path} exists already: choose another folder, or pass --overwrite to replace it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}-{path.name}"
+    old = temporary.with_name(f"{temporary.name}-old")
     temporary.mkdir()
     try:
         yield temporary
@@ -58,12 +59,11 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
             _fsync(found)
         _fsync(temporary)
         if path.exists():
-            old = path.parent / f".tmp-{uuid.uuid4().hex}-old"
             os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
         _fsync(path.parent)
     finally:
+        if old.exists() and not path.exists():  # interrupted between the two renames
+            os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
