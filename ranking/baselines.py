@@ -49,6 +49,11 @@ class Popularity:
 
         return cls(rate(clicks, shown), rate(bought, clicked), rate(bought, mature))
 
+    def only(self, items: np.ndarray) -> "Popularity":
+        """The same without the items outside a mask `[items]`."""
+        kept = np.append(items, True)
+        return Popularity(self.pctr[kept], self.pcvr[kept], self.pctcvr[kept])
+
     def predict(self, item: np.ndarray) -> Arrays:
         """pctr, pcvr and pctcvr of rows of items."""
         return {"pctr": self.pctr[item], "pcvr": self.pcvr[item], "pctcvr": self.pctcvr[item]}
@@ -81,7 +86,7 @@ class Logistic:
                 rate = (label[kept].sum() + 1) / (kept.sum() + 2)
                 coefficients[name] = np.append(np.zeros(matrix.shape[1]), np.log(rate / (1 - rate)))
                 continue
-            model = LogisticRegression(C=REGULARISATION, max_iter=200).fit(matrix[kept], label[kept])
+            model = LogisticRegression(C=REGULARISATION, solver="newton-cg").fit(matrix[kept], label[kept])
             coefficients[name] = np.append(model.coef_[0], model.intercept_)
         return cls(coefficients)
 

@@ -37,13 +37,22 @@ RunDir = Annotated[Path, typer.Option("--run", help="The run folder that `seedra
 
 
 def quiet() -> None:
-    """Keeps TensorFlow's notes off the screen; warnings that matter are ours to print."""
+    """Loads TensorFlow without the notes it prints; warnings that matter are ours to print."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    warnings.filterwarnings("ignore", module="keras|tensorflow|google|numba|absl")
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:  # its C++ half writes to the descriptor, before any log level counts
+        os.dup2(nothing, 2)
+        import tensorflow
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+    tensorflow.get_logger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="keras|tensorflow|google|numba")
 
 
 def show(value: Any, as_json: bool, table: Any) -> None:

@@ -143,7 +143,11 @@ def fit_run(
         progress("logistic regression", 1, 1)
     progress("state at the watermark", 0, 1)
     watermark = int(timeline.tick(np.array([timeline.window("tune")[1]]))[0])
-    state = builder.at(watermark)
+    users, items = timeline.exists("user", watermark), timeline.exists("item", watermark)
+    state = builder.at(watermark).only(users, items)
+    shown = np.bincount(timeline.item[timeline.time < watermark], minlength=len(timeline.item_ids))[items]
+    if popularity is not None:
+        popularity = popularity.only(items)
     progress("state at the watermark", 1, 1)
     hashed = parameters_hash(representation, lookalike, model)
     run = Run(
@@ -157,7 +161,8 @@ def fit_run(
         models=models,
         scales=scales,
         state=state,
-        weights=_first_weights(models["seedrank"][0], scales, rows, state, timeline, hashed),
+        weights=_first_weights(models["seedrank"][0], scales, rows, builder.prices[timeline.item[rows.row]], hashed),
+        impressions=shown,
         popularity=popularity,
         logistic=logistic,
     )
@@ -184,9 +189,7 @@ def fit_run(
     return run
 
 
-def _first_weights(
-    model: keras.Model, scales: Scales, rows: Rows, state: Any, timeline: Timeline, hashed: str
-) -> FusionWeights:
+def _first_weights(model: keras.Model, scales: Scales, rows: Rows, price: np.ndarray, hashed: str) -> FusionWeights:
     """The default weights, with constants frozen on the training rows."""
     mean, sd = scales.similarity
     parts = {
@@ -197,7 +200,7 @@ def _first_weights(
     if "position" in inputs:
         inputs["position"] = np.zeros(len(rows.row), np.int32)
     found = model.predict(inputs, batch_size=8192, verbose=0)
-    parts |= {"pctr": found["pctr"], "pcvr": found["pcvr"], "price": state.prices[timeline.item[rows.row]]}
+    parts |= {"pctr": found["pctr"], "pcvr": found["pcvr"], "price": price}
     if not np.isfinite(parts["price"]).any():
         del parts["price"]
     reference = FusionWeights.fit(parts, "product", DEFAULT_EXPONENTS, hashed)

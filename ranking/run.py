@@ -86,6 +86,7 @@ class Run:
         scales: Scales.
         state: State. As of the watermark: what an export freezes.
         weights: FusionWeights.
+        impressions: int64 `[items]`. How often each item of the state had been shown before the watermark.
         popularity: Popularity or `None`; logistic: Logistic or `None`.
     """
 
@@ -100,6 +101,7 @@ class Run:
     scales: Scales
     state: State
     weights: FusionWeights
+    impressions: np.ndarray
     popularity: Popularity | None = None
     logistic: Logistic | None = None
 
@@ -175,6 +177,7 @@ def save_run(run: Run, path: Path, dataset_toml: Path, *, overwrite: bool = Fals
             for number, model in enumerate(models):
                 model.save(folder / f"{variant}_{number}.keras")
         _save_state(run.state, folder / "state.npz")
+        np.savez(folder / "impressions.npz", impressions=run.impressions)
         if run.popularity is not None:
             np.savez(folder / "popularity.npz", **dataclasses.asdict(run.popularity))
         if run.logistic is not None:
@@ -230,6 +233,7 @@ def load_run(path: str | Path) -> Run:
         scales=Scales(scales["statistics"], tuple(scales["similarity"]), tuple(scales["log_seed_count"])),
         state=_load_state(path / "state.npz"),
         weights=FusionWeights.load(path / "fusion.json"),
+        impressions=np.load(path / "impressions.npz", allow_pickle=False)["impressions"],
         popularity=popularity,
         logistic=logistic,
     )

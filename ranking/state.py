@@ -63,6 +63,26 @@ class State:
         found = index.get_indexer(pd.Index(ids))
         return np.where(found >= 0, found, len(index))
 
+    def only(self, users: np.ndarray, items: np.ndarray) -> "State":
+        """The same state without the users and items outside two masks `[ids]`: they become unknown."""
+        user, item = (np.flatnonzero(np.append(mask, True)) for mask in (users, items))
+        place = {"user_row": np.full(len(users) + 1, -1), "item_row": np.full(len(items) + 1, -1)}
+        place["user_row"][user], place["item_row"][item] = np.arange(len(user)), np.arange(len(item))
+        statistics = {name: table.only(user, item, place) for name, table in self.statistics.items()}
+        return State(
+            tick=self.tick,
+            user_ids=self.user_ids[users],
+            item_ids=self.item_ids[items],
+            users=gather(self.users, user),
+            items=gather(self.items, item),
+            user_vectors=self.user_vectors[user],
+            centroids=self.centroids[item],
+            centroid_counts=self.centroid_counts[item],
+            seed_counts=self.seed_counts[item],
+            prices=self.prices[item],
+            statistics=statistics,
+        )
+
     def features(self, user: np.ndarray, item: np.ndarray, context: Arrays) -> Arrays:
         """The features of (user row, item row, context) but for the similarity; statistics unscaled."""
         arrays = {**gather(self.users, user), **gather(self.items, item), **context}
@@ -104,7 +124,7 @@ class StateBuilder:
         price = timeline.static("item").get("price")
         items = len(timeline.item_ids)
         prices = np.full(items, np.nan) if price is None else price.to_numpy(np.float64, na_value=np.nan)
-        self._prices = np.append(prices, np.nan).astype(np.float32)
+        self.prices = np.append(prices, np.nan).astype(np.float32)
         self.context = encoder.context(timeline, timeline.impressions)
         self._counters = {
             statistic.name: StatisticCounter(statistic, timeline, encoder, self._static, self.context)
@@ -156,6 +176,6 @@ class StateBuilder:
             centroids=found.centroids,
             centroid_counts=found.counts,
             seed_counts=np.append(counts, 0),
-            prices=self._prices,
+            prices=self.prices,
             statistics=statistics,
         )

@@ -62,6 +62,22 @@ class StatisticTable:
         found = np.append(self.codes, -1)[place] == code
         return self.values[np.where(found, place, len(self.codes))]
 
+    def only(self, user: np.ndarray, item: np.ndarray, place: dict[str, np.ndarray]) -> "StatisticTable":
+        """The table of fewer users and items: the rows kept, and the new place of each old row (-1: gone)."""
+        if self.side != "cross":
+            return dataclasses.replace(self, values=self.values[user if self.side == "user" else item])
+        rest, indices = self.codes, []
+        for name, size in reversed(self.columns):
+            rest, index = np.divmod(rest, size)
+            indices.insert(0, place[name][index] if name in place else index)
+        sizes = {"user_row": len(user), "item_row": len(item)}
+        columns = tuple((name, sizes.get(name, size)) for name, size in self.columns)
+        kept = np.all([index >= 0 for index in indices], axis=0)
+        codes = combine([(index[kept], size) for index, (_, size) in zip(indices, columns, strict=True)])
+        order = np.argsort(codes)
+        values = np.vstack([self.values[:-1][kept][order], self.values[-1:]])
+        return StatisticTable("cross", values, columns, codes[order])
+
 
 def combine(parts: list[tuple[Any, int]]) -> Any:
     """Mixed-radix int64 code of several index columns, numpy arrays or int64 tensors."""
@@ -99,19 +115,14 @@ class StatisticCounter:
                 feature = features[column]
                 side = feature.side
                 name = f"{side}_{column}"
-                if feature.kind == "numeric":
-                    raise UserError(
-                        f"[features.statistic] {statistic.name}: key column {column!r} should be categorical or multi; "
-                        "it is numeric."
-                    )
                 self._multi = name if feature.kind == "multi" else self._multi
                 self.columns.append((name, encoder.vocabularies[name].size))
             sides.add(side)
         self.side = sides.pop() if len(sides) == 1 and "context" not in sides else "cross"
-        if self._multi and (self.side == "cross" or len(statistic.key) > 1):
+        if self._multi and self.side == "cross":
             raise UserError(
-                f"[features.statistic] {statistic.name}: the multi-valued {self._multi!r} should be the only key "
-                "column."
+                f"[features.statistic] {statistic.name}: a multi-valued key should be a feature of users or items. "
+                f"Received: {statistic.key[0]!r}, a context feature."
             )
         self._events = self._coded(timeline, statistic.event)
         self._opportunities = self._coded(timeline, statistic.per)
@@ -145,11 +156,6 @@ class StatisticCounter:
         if name in context:
             return context[name]
         side = name.split("_")[0]
-        if name not in self._static.get(side, {}):
-            raise UserError(
-                f"[features.statistic] {self.statistic.name}: {self.statistic.event} has no column {name}; "
-                "a behaviour has no context."
-            )
         return self._static[side][name][user if side == "user" else item]
 
     def table(self, tick: int) -> StatisticTable:

@@ -205,6 +205,18 @@ class Timeline:
                 seen[found.value[early]] = True
         return seen
 
+    def exists(self, side: str, before: int) -> np.ndarray:
+        """Which users or items a table frozen at a moment knows: with an event, or listed and born, before it."""
+        table, name = self.static(side), f"{side}s"
+        ids = self.user_ids if side == "user" else self.item_ids
+        listed = np.zeros(len(ids), bool)
+        if self.dataset.has(name):
+            listed = ids.isin(self.dataset.table(name)[f"{side}_id"])
+            if "born" in table:
+                born = table["born"].fillna(-1).to_numpy(np.int64)
+                listed &= born < before
+        return listed | self.known(side, before)
+
     def static(self, side: str) -> pd.DataFrame:
         """The users or items table aligned with `user_ids` or `item_ids`; missing rows are all missing."""
         if side not in self._static:

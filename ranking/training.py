@@ -205,7 +205,7 @@ def train_representation(
         data = batches(
             arrays, np.zeros(len(chosen), np.int32), order=generator.permutation(len(chosen)), batch_size=512
         )
-        history.append(float(model.fit(data, verbose=0, callbacks=[steps]).history["loss"][0]))
+        history.append(float(model.fit(data, shuffle=False, verbose=0, callbacks=[steps]).history["loss"][0]))
     return layer, {"examples": len(chosen), "loss": history, "examples_per_second": steps.per_second}
 
 
@@ -303,7 +303,7 @@ def train_lookalike(
                 "own_embedding": (seed_vectors, "who"),
             },
         )
-        history.append(float(trainer.fit(data, verbose=0, callbacks=[steps]).history["loss"][0]))
+        history.append(float(trainer.fit(data, shuffle=False, verbose=0, callbacks=[steps]).history["loss"][0]))
     base_loss = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     return layer, {
         "examples": len(user),
@@ -461,9 +461,8 @@ def train_esmm(
     validated: list[float] = []
     best: Any = None
     for _ in range(settings.epochs):
-        fitted = model.fit(
-            data(rows, generator.permutation(len(rows.row)), settings.batch_size), verbose=0, callbacks=[steps]
-        )
+        order = generator.permutation(len(rows.row))
+        fitted = model.fit(data(rows, order, settings.batch_size), shuffle=False, verbose=0, callbacks=[steps])
         history.append(float(fitted.history["loss"][0]))
         if validation is not None:
             loss = model.evaluate(data(validation, np.arange(len(validation.row)), 4096), verbose=0, return_dict=True)[
