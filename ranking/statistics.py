@@ -66,17 +66,17 @@ class StatisticTable:
         """The table of fewer users and items: the rows kept, and the new place of each old row (-1: gone)."""
         if self.side != "cross":
             return dataclasses.replace(self, values=self.values[user if self.side == "user" else item])
-        rest, indices = self.codes, []
+        rest = self.codes
+        indices: list[np.ndarray] = []
         for name, size in reversed(self.columns):
             rest, index = np.divmod(rest, size)
             indices.insert(0, place[name][index] if name in place else index)
         sizes = {"user_row": len(user), "item_row": len(item)}
         columns = tuple((name, sizes.get(name, size)) for name, size in self.columns)
         kept = np.all([index >= 0 for index in indices], axis=0)
+        # Places keep their order, so the codes stay sorted.
         codes = combine([(index[kept], size) for index, (_, size) in zip(indices, columns, strict=True)])
-        order = np.argsort(codes)
-        values = np.vstack([self.values[:-1][kept][order], self.values[-1:]])
-        return StatisticTable("cross", values, columns, codes[order])
+        return StatisticTable("cross", self.values[np.append(kept, True)], columns, codes)
 
 
 def combine(parts: list[tuple[Any, int]]) -> Any:
