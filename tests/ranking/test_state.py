@@ -66,6 +66,7 @@ TABLES = {"users": USERS, "items": ITEMS, "behaviors": BEHAVIORS}
 
 def vectors(arrays):
     """A user representation that can be done by hand: [city, sum of the items read, how many], exact in float32."""
+    assert "user_id" not in arrays  # the representation is universal: it must not know who it is
     read = arrays["behavior_read"]
     return np.stack([arrays["user_city"], read.sum(axis=1), (read > 0).sum(axis=1)], axis=1).astype(np.float32)
 

@@ -33,6 +33,7 @@ item_cvr = { key = ["item_id"], event = "conversion", per = "click", prior = 2 }
 item_tab_ctr = { key = ["item_id", "tab"], event = "click", prior = 2 }
 tag_ctr = { key = ["tags"], event = "click", prior = 2 }
 user_ctr = { key = ["user_id"], event = "click" }
+city_ctr = { key = ["city"], event = "click", prior = 2 }
 city_item_ctr = { key = ["city", "item_id"], event = "click", prior = 2 }
 item_like = { key = ["item_id"], event = "behaviors.like", per = "behaviors.watch", prior = 2 }
 tag_like = { key = ["tags"], event = "behaviors.like", per = "behaviors.watch", prior = 2 }
@@ -57,7 +58,7 @@ BEHAVIORS = [
     (2, "like", "c", 20, 1),
     (2, "asked", "why", 3, 0),
 ]
-USERS = {"user_id": [1, 2], "city": ["xi", "an"]}
+USERS = {"user_id": [1, 2], "city": ["xi", None]}
 ITEMS = {"item_id": ["a", QUOTED, "c"], "tags": ["x,y", "y", None]}
 TABLES = {"users": USERS, "items": ITEMS, "behaviors": BEHAVIORS}
 
@@ -179,11 +180,15 @@ def test_users_and_features_as_keys(timeline, made):
     assert table.side == "user" and len(table.values) == 3
     expected = [features(2, 23 / 66), features(2, 10 / 33), features(0, 1 / 3)]
     assert all(row == pair for row, pair in zip(table.values, expected, strict=True))
+    # city xi 1 of 2, without a city 0 of 2: (2/3) / 4; an unknown user is not one without a city
+    table = made[0]["city_ctr"].table(20)
+    expected = [features(2, 5 / 12), features(2, 1 / 6), features(0, 1 / 3)]
+    assert all(row == pair for row, pair in zip(table.values, expected, strict=True))
     counter, static = made[0]["city_item_ctr"], made[2]
-    user, item = np.array([0, 1, 1, 2]), timeline.item_ids.get_indexer(["a", "a", "c", "a"])
+    user, item = np.array([0, 1, 1, 0]), timeline.item_ids.get_indexer(["a", "a", "c", QUOTED])
     arrays = {"user_city": static["user"]["user_city"][user], "item_row": item}
     found = counter.table(20).look_up(user, item, arrays)
-    # city xi on a: 1 of 2; an on a: 0 of 1; never: g
+    # city xi on a: 1 of 2; none on a: 0 of 1; none on c and xi on b never: g
     expected = [features(2, 5 / 12), features(1, 2 / 9), features(0, 1 / 3), features(0, 1 / 3)]
     assert all(row == pair for row, pair in zip(found, expected, strict=True))
 
@@ -235,6 +240,8 @@ def slow(statistic, log, tick):
     def keys(user, item, tab):
         if statistic.key == ("tags",):
             return [(tag,) for tag in (TAGS.get(item) or "").split(",") if tag]
+        if statistic.key == ("city",) and user == "nobody":
+            return []
         values = {"user_id": user, "item_id": item, "tab": tab, "city": CITY.get(user)}
         return [tuple(values[column] for column in statistic.key)]
 
