@@ -153,8 +153,8 @@ def _judge(
     """Metrics of every model, and paired differences of seedrank from the others; by segment from no_similarity."""
     columns = dict(columns)
     for model, seeds in predictions.items():
-        for number, found in enumerate(seeds):
-            columns |= {f"{model}/{number}/{part}": np.asarray(values, np.float64) for part, values in found.items()}
+        for number, parts in enumerate(seeds):
+            columns |= {f"{model}/{number}/{part}": np.asarray(values, np.float64) for part, values in parts.items()}
     for segment in SEGMENTS[1:]:
         columns |= {f"{where}&{segment}": columns[where] & columns[segment] for _, _, where in HEADS.values()}
 

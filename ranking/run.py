@@ -61,8 +61,8 @@ class Scales:
     def apply(self, arrays: Arrays) -> Arrays:
         """ESMM's view of raw features; a missing similarity is exactly the mean."""
         scaled = dict(arrays)
-        for name, (mean, sd) in self.statistics.items():
-            scaled[name] = ((arrays[name] - mean) / sd).astype(np.float32)
+        for name, (means, sds) in self.statistics.items():
+            scaled[name] = ((arrays[name] - means) / sds).astype(np.float32)
         mean, sd = self.similarity
         scaled["similarity"] = (arrays["has_similarity"] * (arrays["similarity"] - mean) / sd).astype(np.float32)
         mean, sd = self.log_seed_count
@@ -181,7 +181,7 @@ def save_run(run: Run, path: Path, dataset_toml: Path, *, overwrite: bool = Fals
         if run.popularity is not None:
             np.savez(folder / "popularity.npz", **dataclasses.asdict(run.popularity))
         if run.logistic is not None:
-            np.savez(folder / "logistic.npz", **run.logistic.coefficients)
+            np.savez(folder / "logistic.npz", allow_pickle=False, **run.logistic.coefficients)
         content = {
             "format": FORMAT,
             "seedrank": ranking.__version__,
