@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ranking.cli_replay import replay_app
 from ranking.errors import UserError
 from serving.errors import ServingError
 
@@ -25,7 +26,6 @@ app = typer.Typer(
     add_completion=False,
 )
 data_app = typer.Typer(help="Make, import and check datasets.", no_args_is_help=True)
-replay_app = typer.Typer(help="Judge and choose fusion weights on a log of candidates.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(replay_app, name="replay")
 

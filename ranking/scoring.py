@@ -64,16 +64,22 @@ def score_rows(
 def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress = silent) -> Arrays:
     """The score parts of every candidate row of a window, each request as of its own tick.
 
+    Without a candidates table the impressions themselves are the rows.
+
     Returns:
-        Dict of float32 arrays aligned with the rows of `dataset.candidates` whose request lies in the window.
+        Dict of float32 arrays aligned with the rows of `dataset.candidates` (or impressions) in the window.
     """
     timeline = Timeline(dataset)
     builder = run.builder(timeline)
     start, end = timeline.window(window)
-    requests = dataset.requests.set_index("request_id")
-    candidates = dataset.candidates
-    of_request = requests.index.get_indexer(pd.Index(candidates["request_id"]))
-    time = requests["timestamp"].to_numpy(np.int64)[of_request]
+    if dataset.has("candidates"):
+        rows = dataset.candidates
+        requests = dataset.requests
+        place = pd.Index(requests["request_id"]).get_indexer(rows["request_id"])
+    else:
+        rows = requests = dataset.impressions
+        place = np.arange(len(rows))
+    time = requests["timestamp"].to_numpy(np.int64)[place]
     inside = np.flatnonzero((time >= start) & (time < end))
     if not len(inside):
         raise UserError(f"{dataset.path}: no request lies in the window {window!r}; check [windows] in dataset.toml.")
@@ -81,14 +87,13 @@ def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress
     parts: list[Arrays] = []
     places = []
     for tick in np.unique(ticks):
-        place = np.flatnonzero(ticks == tick)
-        rows = inside[place]
-        state = builder.at(int(tick))
-        of_row = requests.iloc[of_request[rows]]
-        price = candidates["price"].to_numpy(np.float32)[rows] if "price" in candidates else None
-        users, items = pd.Index(of_row["user_id"]), pd.Index(candidates["item_id"].iloc[rows])
-        parts.append(score_rows(run, state, users, items, of_row.reset_index(drop=True), price))
-        places.append(place)
-        progress("candidates scored", sum(map(len, places)), len(inside))
+        chosen = np.flatnonzero(ticks == tick)
+        row = inside[chosen]
+        of_row = requests.iloc[place[row]].reset_index(drop=True)
+        price = rows["price"].to_numpy(np.float32)[row] if "price" in rows else None
+        users, items = pd.Index(of_row["user_id"]), pd.Index(rows["item_id"].iloc[row])
+        parts.append(score_rows(run, builder.at(int(tick)), users, items, of_row, price))
+        places.append(chosen)
+        progress(f"{window} candidates scored", sum(map(len, places)), len(inside))
     back = np.argsort(np.concatenate(places), kind="stable")
     return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
