@@ -1,10 +1,7 @@
 """The command line: parse, call one function, print."""
 
 import json
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +10,7 @@ from rich.console import Console
 
 from ranking.cli_replay import replay_app
 from ranking.errors import UserError
+from ranking.progress import Bars, quiet
 from serving.errors import ServingError
 
 __all__ = ["app", "main"]
@@ -34,25 +32,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 DataDir = Annotated[Path, typer.Option("--data", help="The dataset folder (with dataset.toml).")]
 RunDir = Annotated[Path, typer.Option("--run", help="The run folder that `seedrank train` wrote.")]
-
-
-def quiet() -> None:
-    """Loads TensorFlow without the notes it prints; warnings that matter are ours to print."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    warnings.filterwarnings("ignore", module="keras|tensorflow|google|numba|absl")
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:  # its C++ half writes to the descriptor, before any log level counts
-        os.dup2(nothing, 2)
-        import tensorflow
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-    tensorflow.get_logger().setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def show(value: Any, as_json: bool, table: Any) -> None:
@@ -84,7 +63,6 @@ def simulate(
     """Simulates a log, with the truth beside it in OUT/truth."""
     from ranking.data.simulator import load_world
     from ranking.data.simulator import simulate as make
-    from ranking.progress import Bars
 
     with Bars(console) as bars:
         make(load_world(world), out, shuffle_labels=shuffle_labels, overwrite=overwrite, progress=bars)
@@ -104,7 +82,6 @@ def import_(
     if source != "kuairand":
         raise UserError(f"`source` should be one of: kuairand. Received: {source!r}.")
     from ranking.data.kuairand import import_kuairand
-    from ranking.progress import Bars
 
     with Bars(console) as bars:
         report = import_kuairand(folder, out, conversion=conversion, overwrite=overwrite, progress=bars)
@@ -145,7 +122,6 @@ def train(
     """Trains representation, look-alike and ESMM, each on its own window."""
     quiet()
     from ranking.data.tables import Dataset
-    from ranking.progress import Bars
 
     dataset = Dataset(data)
     refuse_existing(out, overwrite)
@@ -189,7 +165,6 @@ def evaluate(
     """Click, conversion and similarity metrics of a run beside its baselines, with standard errors."""
     quiet()
     from ranking.data.tables import Dataset
-    from ranking.progress import Bars
 
     if state not in ("frozen", "rolling"):
         raise UserError(f"`--state` should be frozen or rolling. Received: {state!r}.")
@@ -216,7 +191,6 @@ def export(
 ) -> None:
     """Publishes a run as a SavedModel version: verified in a fresh process, then renamed into place."""
     quiet()
-    from ranking.progress import Bars
 
     with Bars(console) as bars:
         bars("export", 0, 1)

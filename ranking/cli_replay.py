@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from ranking.errors import UserError
-from ranking.progress import Bars
+from ranking.progress import Bars, quiet
 
 __all__ = ["parse_guardrail", "replay_app", "study_lines", "tune_source"]
 
@@ -60,8 +60,6 @@ def tune_source(
     if (source / "run.json").is_file():
         if data is None:
             raise UserError("`--data` is needed beside a run: the dataset whose candidates it scores.")
-        from ranking.cli import quiet
-
         quiet()
         from ranking.run import load_run
         from ranking.scoring import score_candidates

@@ -1,12 +1,35 @@
-"""Progress bars for long work: one bar a stage."""
+"""What a terminal shows of long work: one bar a stage, and not TensorFlow's notes."""
 
+import logging
+import os
+import sys
 import time
+import warnings
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-__all__ = ["Bars"]
+__all__ = ["Bars", "quiet"]
+
+
+def quiet() -> None:
+    """Loads TensorFlow without the notes it prints; warnings that matter are ours to print."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    warnings.filterwarnings("ignore", module="keras|tensorflow|google|numba|absl")
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:  # its C++ half writes to the descriptor, before any log level counts
+        os.dup2(nothing, 2)
+        import tensorflow
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+    tensorflow.get_logger().setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Bars:

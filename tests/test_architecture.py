@@ -182,7 +182,7 @@ walk(get_command(app), [])
 """
     *commands, heavy = python(code).splitlines()
     assert heavy == "[]"
-    assert {"seedrank", "seedrank data simulate", "seedrank train", "seedrank serve"} <= set(commands)
+    assert {"seedrank", "seedrank data simulate", "seedrank train", "seedrank replay tune"} <= set(commands)
 
 
 def bound(module: ast.Module) -> set[str]:
