@@ -8,7 +8,7 @@ import numpy as np
 
 from esmm.embedding import Feature
 from esmm.losses import LogitBinaryCrossentropy
-from esmm.model import SharedTowers, feature_inputs, funnel_outputs, targets
+from esmm.model import PositionBias, SharedTowers, feature_inputs, funnel_outputs, targets
 
 __all__ = ["base_losses", "base_targets", "base_weights", "build_base"]
 
@@ -21,6 +21,7 @@ def build_base(
     dropout: float = 0.2,
     click_rate: float = 0.5,
     conversion_rate: float = 0.5,
+    positions: int = 0,
     wide: bool = True,
     l2: float = 0.0,
 ) -> keras.Model:
@@ -37,6 +38,7 @@ def build_base(
         dropout: float. Defaults to `0.2`.
         click_rate: float. P(click), where the click bias starts. Defaults to `0.5`.
         conversion_rate: float. P(conversion given click), where the conversion bias starts. Defaults to `0.5`.
+        positions: int. As in `build_esmm`: an examination logit on the click network only. Defaults to `0`: none.
         wide: bool. Whether both networks have a linear part. Defaults to `True`.
         l2: float. On the embedding rows looked up. Defaults to `0.0`.
 
@@ -52,6 +54,9 @@ def build_base(
         SharedTowers(features, embedding_dim, towers, dropout, (rate,), wide, l2, name=name)(inputs)[:, 0]
         for name, rate in networks.items()
     )
+    if positions:
+        inputs["position"] = keras.Input((), name="position", dtype="int32")
+        click_logit = click_logit + PositionBias(positions, name="position_bias")(inputs["position"])
     return keras.Model(inputs, funnel_outputs(click_logit, conversion_logit), name="base")
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ranking.errors import UserError
 
-__all__ = ["atomic_directory", "atomic_file"]
+__all__ = ["atomic_directory", "atomic_file", "refuse_existing"]
+
+OURS = ("dataset.toml", "run.json")  # what a folder that may be replaced holds
 
 
 def _fsync(path: Path) -> None:
@@ -35,20 +37,29 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raises UserError where `path` exists and may not be replaced; said before minutes of work, not after."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{path} exists already: choose another folder, or pass --overwrite to replace it.")
+    if not path.is_dir() or (any(path.iterdir()) and not any((path / name).is_file() for name in OURS)):
+        raise UserError(f"{path} is neither a dataset nor a run, so --overwrite leaves it; choose another folder.")
+
+
 @contextlib.contextmanager
 def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on a clean exit all its files are synced and it becomes `path`.
 
     Args:
         path: str or Path. The folder to make.
-        overwrite: bool. Whether a folder that exists is replaced. Defaults to `False`.
+        overwrite: bool. Whether a folder of ours that exists is replaced. Defaults to `False`.
 
     Raises:
-        UserError: `path` exists and `overwrite` is `False`.
+        UserError: `path` exists and `overwrite` is `False`, or it is not a folder of ours.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already: choose another folder, or pass --overwrite to replace it.")
+    refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}-{path.name}"
     old = temporary.with_name(f"{temporary.name}-old")

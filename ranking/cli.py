@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ranking.atomic import refuse_existing
 from ranking.cli_replay import replay_app
 from ranking.errors import UserError
 from ranking.progress import Bars, quiet
@@ -143,12 +144,6 @@ def train(
             progress=bars,
         )
     show(run.info, as_json, training_table(run.info, out))
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Says at once what would otherwise be said after minutes of work."""
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already: choose another folder, or pass --overwrite to replace it.")
 
 
 @app.command()

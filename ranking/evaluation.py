@@ -16,7 +16,7 @@ from ranking.scoring import context_arrays
 from ranking.timeline import Timeline
 from ranking.training import Progress, Rows, labelled, silent, similarity_of, training_rows
 
-__all__ = ["HEADS", "RARE", "evaluate_run"]
+__all__ = ["HEADS", "RARE", "evaluate_run", "frozen_rows"]
 
 HEADS = {  # head -> label, probability, rows it is judged on
     "click": ("click", "pctr", "all"),
@@ -59,7 +59,7 @@ def evaluate_run(
             f"{dataset.path}: the window {window!r} starts before the run's watermark, so its tables have seen the "
             "answers; choose a later window, or --state rolling."
         )
-    rows = _frozen_rows(run, timeline, window) if state == "frozen" else None
+    rows = frozen_rows(run, timeline, window) if state == "frozen" else None
     if rows is None:
         at = int(timeline.tick(np.array([start]))[0])
         rows = training_rows(run.builder(timeline), window, user_statistics_at=at, progress=progress)
@@ -105,7 +105,7 @@ def _raw_ids(timeline: Timeline, rows: Rows) -> tuple[pd.Series, pd.Series]:
     return frame["user_id"], frame["item_id"]
 
 
-def _frozen_rows(run: Run, timeline: Timeline, window: str) -> Rows:
+def frozen_rows(run: Run, timeline: Timeline, window: str) -> Rows:
     """The rows of a window as an exported version of the run would see them."""
     chosen = timeline.rows_in(window)
     if not len(chosen):

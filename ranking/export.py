@@ -115,12 +115,12 @@ class ServedRanker(tf.Module):
         self.similarity_mean = run.scales.similarity[0]
         self.user_lookup = _Lookup(state.user_ids, "user ids")
         self.item_lookup = _Lookup(state.item_ids, "item ids")
-        self.users = {name: self.user_lookup.table(values) for name, values in state.users.items()}
-        self.items = {name: self.item_lookup.table(values) for name, values in state.items.items()}
-        self.users["user_vector"] = self.user_lookup.table(state.user_vectors)
+        users = {name: self.user_lookup.table(values) for name, values in state.users.items()}
+        items = {name: self.item_lookup.table(values) for name, values in state.items.items()}
+        users["user_vector"] = self.user_lookup.table(state.user_vectors)
         count_mean, count_sd = run.scales.log_seed_count
         mask = state.centroid_counts > 0
-        self.items |= {
+        items |= {
             "centroids": self.item_lookup.table(state.centroids),
             "centroid_mask": self.item_lookup.table(mask),
             "has_similarity": self.item_lookup.table(np.asarray(mask.any(axis=1), np.float32)),
@@ -129,20 +129,21 @@ class ServedRanker(tf.Module):
             ),
             "price": self.item_lookup.table(state.prices),
         }
-        self.crosses: dict[str, tuple[tf.Variable, tf.Variable, tuple[tuple[str, int], ...]]] = {}
+        crosses: dict[str, tuple[tf.Variable, tf.Variable, tuple[tuple[str, int], ...]]] = {}
         for name, table in state.statistics.items():
             mean, sd = run.scales.statistics[f"statistic_{name}"]
             values = ((table.values - mean) / sd).astype(np.float32)
             if table.side == "cross":
                 codes = tf.Variable(table.codes, trainable=False)
-                self.crosses[f"statistic_{name}"] = (codes, tf.Variable(values, trainable=False), table.columns)
+                crosses[f"statistic_{name}"] = (codes, tf.Variable(values, trainable=False), table.columns)
             elif table.side == "user":
-                self.users[f"statistic_{name}"] = self.user_lookup.table(values)
+                users[f"statistic_{name}"] = self.user_lookup.table(values)
             else:
-                self.items[f"statistic_{name}"] = self.item_lookup.table(values)
+                items[f"statistic_{name}"] = self.item_lookup.table(values)
         # A cross code is made of row numbers as the state counts them, not in the order of the keys.
-        self.users["user_row"] = self.user_lookup.table(np.arange(len(state.user_ids) + 1, dtype=np.int64))
-        self.items["item_row"] = self.item_lookup.table(np.arange(len(state.item_ids) + 1, dtype=np.int64))
+        users["user_row"] = self.user_lookup.table(np.arange(len(state.user_ids) + 1, dtype=np.int64))
+        items["item_row"] = self.item_lookup.table(np.arange(len(state.item_ids) + 1, dtype=np.int64))
+        self.users, self.items, self.crosses = users, items, crosses  # whole: a tracked dict may not grow by |=
         self.context = [_ContextColumn(feature, run) for feature in schema.side("context")]
         self.has_price = bool(np.isfinite(state.prices).any())
         self.version = tf.Variable(_int64_hash(_tables_hash(run)), trainable=False, dtype=tf.int64)
@@ -178,7 +179,7 @@ class ServedRanker(tf.Module):
             code = combine([(tf.cast(arrays[column], tf.int64), size) for column, size in columns])
             size = tf.size(codes)
             place = tf.searchsorted(codes, code)
-            padded = tf.concat([codes, [-1]], axis=0)
+            padded = tf.concat([codes, tf.constant([-1], codes.dtype)], axis=0)
             found = tf.equal(tf.gather(padded, place), code)
             arrays[name] = tf.gather(values, tf.where(found, place, size))
         if self.has_price:

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+EPSILON = 1e-5  # of Adam: rows and tasks with few positives have tiny gradients, which 1e-8 makes as loud as any
 NEGATIVES = 10  # a positive, RALM 1.1
 POSITIVES = 50  # a user at most, RALM 1.1
 
@@ -72,7 +73,7 @@ class Settings:
     lookalike_samples: int = 300_000
     epochs: int = 3
     batch_size: int = 1024
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     dropout: float = 0.2
 
 
@@ -189,8 +190,17 @@ def train_representation(
     index = encoder.vocabularies["item"].encode(timeline.item_ids)[item[chosen]]
     profile = encoder.static(timeline, "user")
     profile.pop("user_id")
+    if not profile and not timeline.schema.behaviors:
+        raise UserError(
+            f"{timeline.dataset.path}/dataset.toml: a user representation needs at least one [features.user] or "
+            "[features.behavior]."
+        )
+    shown = moment
+    if timeline.schema.seed_event in timeline.schema.funnel:
+        # The label came after the impression; what the user did in between may be the answer itself.
+        shown = timeline.time[timeline.events(timeline.schema.seed_event)[0]]
     arrays = gather(profile, user[chosen])
-    arrays |= encoder.behavior(timeline, user[chosen], moment[chosen], order[chosen])
+    arrays |= encoder.behavior(timeline, user[chosen], shown[chosen], order[chosen])
     items = encoder.vocabularies["item"].size - 2
     keras.utils.set_random_seed(seed)
     generator = np.random.default_rng(seed)
@@ -216,7 +226,9 @@ def _lookalike_samples(timeline: Timeline) -> tuple[np.ndarray, np.ndarray, np.n
     if source == "impressions":
         rows = timeline.rows_in("lookalike")
         event = timeline.schema.seed_event
-        label = timeline.impressions[event if event in timeline.schema.funnel else "click"].to_numpy()[rows]
+        event = event if event in timeline.schema.funnel else "click"
+        known = timeline.label_time[event][rows] < end  # a label that came later belongs to the future
+        label = timeline.impressions[event].to_numpy()[rows] * known
         order = np.full(len(rows), np.iinfo(np.int64).min)
         return timeline.user[rows], timeline.item[rows], timeline.time[rows], order, label
     shown = timeline.behaviors[source.removeprefix("behaviors.")]
@@ -430,7 +442,7 @@ def train_esmm(
     rows = rows.take(~rows.repeat)
     names = [feature.name for feature in features]
     positions = int(rows.features["position"].max()) if "position" in rows.features else 0
-    positions = positions if positions > 1 and strategy == "esmm" else 0  # one position explains nothing
+    positions = positions if positions > 1 else 0  # one position explains nothing
     keras.utils.set_random_seed(seed)
     mature = rows.mature & (rows.click > 0)
     build, criteria = (build_base, base_losses()) if strategy == "base" else (build_esmm, losses())
@@ -442,7 +454,7 @@ def train_esmm(
         conversion_rate=_inside(rows.conversion[mature]),
         **extra,
     )
-    model.compile(RowAdam(settings.learning_rate), criteria)
+    model.compile(RowAdam(settings.learning_rate, epsilon=EPSILON), criteria)
 
     def data(of: Rows, order: np.ndarray, size: int) -> tf.data.Dataset:
         arrays = {name: of.features[name] for name in names + (["position"] if positions else [])}

@@ -41,7 +41,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_a_folder_is_replaced_only_when_asked(tmp_path):
     path = tmp_path / "run"
     write(path, "first")
-    (path / "old").write_text("")
+    with pytest.raises(UserError, match="neither a dataset nor a run"):
+        write(path, "second", overwrite=True)
+    (path / "run.json").write_text("")
     with pytest.raises(UserError, match=f"{path} exists already: choose another folder, or pass --overwrite"):
         write(path, "second")
     with pytest.raises(ZeroDivisionError), atomic_directory(path, overwrite=True):
@@ -55,6 +57,7 @@ def test_a_folder_is_replaced_only_when_asked(tmp_path):
 def test_an_interruption_between_the_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
     path = tmp_path / "run"
     write(path, "first")
+    (path / "run.json").write_text("")
     replace, calls = os.replace, []
 
     def interrupted(source, target):

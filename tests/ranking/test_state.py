@@ -146,7 +146,7 @@ def test_features_of_rows(state):
     assert found["behavior_read"].tolist() == [[0, 0, 0], [3, 0, 0], [0, 0, 0]]
     assert found["log_seed_count"] == pytest.approx([np.log(3), 0, np.log(3)])
     # b was shown twice in home and clicked twice; clicks 4 of 5 impressions before 20: g = 5/7; (2 + 10/7) / 4 = 6/7
-    both = [np.log(3), np.log(6)]
+    both = [2 / (2 + 2), np.log(6)]
     assert found["statistic_item_tab_ctr"][0] == pytest.approx(both, abs=1e-6)
     nobody = [0, np.log(5 / 2)]
     assert found["statistic_item_ctr"][1] == pytest.approx(nobody, abs=1e-6)

@@ -74,8 +74,8 @@ def counters(timeline, before=40):
     return made, encoder, static
 
 
-def features(n, probability):
-    return pytest.approx([math.log(1 + n), math.log(probability / (1 - probability))], abs=1e-6)
+def features(n, probability, prior=2):
+    return pytest.approx([n / (n + prior), math.log(probability / (1 - probability))], abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,8 @@ def made(timeline):
 def test_smoothed_known_values():
     # g = (3 + 0 + 1) / (6 + 2 + 2) = .4;  (3 + 20 * .4) / 26 = 11 / 26;  (0 + 8) / 22;  nothing: g itself
     values, nothing = smoothed(np.array([3.0, 0.0]), np.array([6.0, 2.0]), 20.0)
-    assert values[0] == features(6, 11 / 26) and values[1] == features(2, 8 / 22) and nothing == features(0, 0.4)
+    assert values[0] == features(6, 11 / 26, 20) and values[1] == features(2, 8 / 22, 20)
+    assert nothing == features(0, 0.4)
     assert values.dtype == nothing.dtype == np.float32
     # no history at all says one half
     values, nothing = smoothed(np.zeros(0), np.zeros(0), 5.0)
@@ -167,7 +168,7 @@ def test_multi_valued_keys_take_the_mean(timeline, made):
     table = made[0]["tag_ctr"].table(20)
     found = dict(zip([*timeline.item_ids, "nobody"], table.values, strict=True))
     # a has x and y, b has y: x 1 of 3, y 1 of 4;  g = (2 + 1) / (7 + 2) = 1/3;  x (1 + 2/3) / 5 = 1/3, y (5/3) / 6
-    x, y = (math.log(4), math.log(1 / 2)), (math.log(5), math.log(5 / 13))
+    x, y = (3 / 5, math.log(1 / 2)), (4 / 6, math.log(5 / 13))
     assert table.side == "item"
     assert found["a"] == pytest.approx([(x[0] + y[0]) / 2, (x[1] + y[1]) / 2], abs=1e-6)
     assert found[QUOTED] == pytest.approx(y, abs=1e-6)
@@ -178,7 +179,7 @@ def test_users_and_features_as_keys(timeline, made):
     # before 20 user 1 clicked 1 of 2, user 2 0 of 2; g = 1/3, prior 20: (1 + 20/3) / 22 and (20/3) / 22
     table = made[0]["user_ctr"].table(20)
     assert table.side == "user" and len(table.values) == 3
-    expected = [features(2, 23 / 66), features(2, 10 / 33), features(0, 1 / 3)]
+    expected = [features(2, 23 / 66, 20), features(2, 10 / 33, 20), features(0, 1 / 3)]
     assert all(row == pair for row, pair in zip(table.values, expected, strict=True))
     # city xi 1 of 2, without a city 0 of 2: (2/3) / 4; an unknown user is not one without a city
     table = made[0]["city_ctr"].table(20)
@@ -235,7 +236,7 @@ TAGS = dict(zip(*ITEMS.values(), strict=True))
 
 
 def slow(statistic, log, tick):
-    """The statistic in plain Python: (user, item, tab) -> [log count, logit]."""
+    """The statistic in plain Python: (user, item, tab) -> [shrinkage, logit]."""
 
     def keys(user, item, tab):
         if statistic.key == ("tags",):
@@ -262,7 +263,7 @@ def slow(statistic, log, tick):
         for key in keys(*row) or [None]:
             e, n = (counts[event][key] for event in (statistic.event, statistic.per))
             p = min((e + statistic.prior * rate) / (n + statistic.prior), 1 - 1e-6)
-            found.append([math.log(1 + n), math.log(p) - math.log(1 - p)])
+            found.append([n / (n + statistic.prior), math.log(p) - math.log(1 - p)])
         return np.mean(found, axis=0)
 
     return of
