@@ -111,6 +111,8 @@ class ServedRanker(tf.Module):
         super().__init__()
         state, schema = run.state, run.schema
         self.ranker = run.ranker()
+        # Named one by one: TensorFlow's tracker does not look into every list of layers that Keras keeps.
+        self.parameters = [variable.value for variable in self.ranker.variables]
         self.weights = run.weights
         self.similarity_mean = run.scales.similarity[0]
         self.user_lookup = _Lookup(state.user_ids, "user ids")

@@ -34,10 +34,14 @@ FORMAT = 1
 class Scales:
     """Constants frozen on the training rows.
 
+    An unknown item has no seeds and no history: its zeros must stay near what training has seen, so a column that
+    hardly varies is not blown up.
+
     Attributes:
-        statistics: `statistic_<name>` -> (means [2], standard deviations [2]).
+        statistics: `statistic_<name>` -> (means [2], standard deviations [2]); the shrinkage, in [0, 1], becomes
+            [-1, 1].
         similarity: (mean, sd) over the rows that have one.
-        log_seed_count: (mean, sd).
+        log_seed_count: (mean, sd), sd at least 1.
     """
 
     statistics: dict[str, tuple[list[float], list[float]]]
@@ -48,15 +52,19 @@ class Scales:
     def fit(cls, arrays: Arrays) -> "Scales":
         """Means and standard deviations (1 where a column is constant)."""
 
-        def both(values: np.ndarray) -> tuple[list[float], list[float]]:
-            sd = values.std(axis=0, dtype=np.float64)
-            return values.mean(axis=0, dtype=np.float64).tolist(), np.where(sd > 1e-6, sd, 1.0).tolist()
+        def both(values: np.ndarray) -> tuple[float, float]:
+            sd = float(values.std(dtype=np.float64))
+            return float(values.mean(dtype=np.float64)), sd if sd > 1e-6 else 1.0
 
         has = arrays["has_similarity"] > 0
-        mean, sd = both(arrays["similarity"][has]) if has.any() else (0.0, 1.0)
-        count = both(arrays["log_seed_count"])
-        statistics = {name: both(values) for name, values in arrays.items() if name.startswith("statistic_")}
-        return cls(statistics, (float(mean), float(sd)), (float(count[0]), float(count[1])))  # type: ignore[arg-type]
+        statistics = {}
+        for name, values in arrays.items():
+            if name.startswith("statistic_"):
+                mean, sd = both(values[:, 1])
+                statistics[name] = ([0.5, mean], [0.5, sd])
+        mean, sd = both(arrays["log_seed_count"])
+        similarity = both(arrays["similarity"][has]) if has.any() else (0.0, 1.0)
+        return cls(statistics, similarity, (mean, max(sd, 1.0)))
 
     def apply(self, arrays: Arrays) -> Arrays:
         """ESMM's view of raw features; a missing similarity is exactly the mean."""
