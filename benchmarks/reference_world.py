@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ranking.cli import quiet
+from ranking.progress import quiet
 
 
 def main() -> None:

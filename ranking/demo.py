@@ -8,7 +8,7 @@ from rich.rule import Rule
 
 from ranking.atomic import refuse_existing
 from ranking.errors import UserError
-from ranking.progress import Bars
+from ranking.progress import Bars, quiet
 
 __all__ = ["run_demo"]
 
@@ -43,8 +43,6 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     step("2. Training: user representation, look-alike, ESMM, baselines")
     with Bars(screen) as bars:
         bars("loading TensorFlow", 0, 1)
-        from ranking.cli import quiet
-
         quiet()
         from ranking.data.tables import Dataset
         from ranking.evaluation import evaluate_run
