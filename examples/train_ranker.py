@@ -3,16 +3,15 @@
 python examples/train_ranker.py          # simulates a log first; about two minutes on two cores
 """
 
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from esmm import RowAdam, build_esmm, losses, targets
-from lookalike import LookalikeModel, UserRepresentation, cluster, sample_negatives, user_inputs
-from lookalike import build_next_item_model as build_next_item
-from lookalike import build_similarity_trainer as build_trainer
+from lookalike import LookalikeModel, UserRepresentation, build_next_item_model, build_similarity_trainer, cluster
+from lookalike.representation import user_inputs
+from lookalike.sampling import sample_negatives
 from ranking.data.simulator import load_world, simulate
 from ranking.data.tables import Dataset
 from ranking.features import Encoder, gather
@@ -23,8 +22,7 @@ from ranking.state import StateBuilder
 from ranking.timeline import Timeline
 from ranking.training import training_rows
 
-folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example-data")
-timeline = Timeline(Dataset(folder if folder.exists() else simulate(load_world("demo"), folder)))
+timeline = Timeline(Dataset(simulate(load_world("demo"), Path("example-data"), overwrite=True)))
 schema, generator = timeline.schema, np.random.default_rng(0)
 keras.utils.set_random_seed(0)
 
@@ -39,13 +37,12 @@ negatives = sample_negatives(size - 2, (len(user), 10), generator) + 2
 positives = past.vocabularies["item"].encode(timeline.item_ids)[item]
 x["candidates"] = np.concatenate([positives[:, None], negatives], axis=1).astype(np.int32)
 representation = UserRepresentation(representation_fields(schema, past))
-model = build_next_item(representation, size)
+model = build_next_item_model(representation, size)
 model.compile(RowAdam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 model.fit(x, np.zeros(len(user), np.int32), batch_size=512, epochs=2, verbose=2)
 encode_user = keras.Model(inputs := user_inputs(representation.fields), representation(inputs))
 
-# 2. Look-alike: do the item's seeds resemble the user? Seeds are of one half of the users, samples of the other. The
-# centroids go in untransformed: the shared layer transforms users and seeds alike.
+# 2. Look-alike: do the item's seeds resemble the user? Seeds are of one half of the users, samples of the other.
 everybody = np.arange(len(timeline.user_ids) + 1)
 vectors = encode_user.predict(profile | past.behavior(timeline, everybody, everybody * 0 + end, None), 4096, verbose=0)
 offsets, seeds = timeline.seeds(end)
@@ -55,11 +52,12 @@ clusters = cluster(vectors[seeds[seeds % 2 == 0]], np.append(0, np.cumsum(counts
 rows = timeline.rows_in("lookalike")
 rows = rows[(timeline.user[rows] % 2 == 1) & (counts[timeline.item[rows]] >= schema.min_seeds)]
 lookalike = LookalikeModel(user_dim=vectors.shape[1])
-trainer = build_trainer(lookalike)
+trainer = build_similarity_trainer(lookalike)
 trainer.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
 who, what = timeline.user[rows], timeline.item[rows]
-x = {"user": vectors[who], "centroids": clusters.centroids[what], "counts": clusters.counts[what].astype(np.float32)}
-x |= {"own_cluster": np.full(len(rows), -1, np.int32), "own_embedding": vectors[who]}  # nobody is his own seed
+shown = encode_user.predict(gather(profile, who) | past.behavior(timeline, who, timeline.time[rows], None), verbose=0)
+x = {"user": shown, "centroids": clusters.centroids[what], "counts": clusters.counts[what].astype(np.float32)}
+x |= {"own_cluster": np.full(len(rows), -1, np.int32), "own_embedding": shown}  # nobody is a seed himself
 trainer.fit(x, timeline.impressions["click"].to_numpy(np.float32)[rows], batch_size=512, epochs=2, verbose=2)
 
 # 3. ESMM over all impressions of the later train window, each row with the similarity as of its own tick.
@@ -73,10 +71,9 @@ esmm.compile(RowAdam(3e-3, epsilon=1e-5), losses())
 esmm.fit(x, targets(train.click, train.conversion), batch_size=1024, epochs=1, verbose=2)
 
 # 4. One functional model with five outputs: similarity, pctr, pcvr, pctcvr, score.
-parts = {name: values for name, values in esmm.predict(x, 4096, verbose=0).items() if name in ("pctr", "pcvr")}
-parts |= {name: train.features[name] for name in ("similarity", "has_similarity")}
+found = esmm.predict(x, 4096, verbose=0) | train.features
+parts = {name: found[name] for name in ("similarity", "has_similarity", "pctr", "pcvr")}
 weights = FusionWeights.fit(parts, "product", {"similarity": 0.2, "pctr": 1.0, "pcvr": 0.6})
 scale = SimilarityScale(*scales.similarity)
 ranker = build_ranker(lookalike, esmm, features, weights=weights, similarity_scale=scale, shape=(128, schema.k, 128))
 ranker.save("ranker.keras")
-print({name: tensor.shape for name, tensor in ranker.output.items()})
