@@ -212,6 +212,7 @@ def serve(
     quiet()
     from serving.server import Server
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     with Server(models, host=host, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll) as server:
         console.print(
             f"REST on http://{host}:{server.rest_port}/v1/models, gRPC on {host}:{server.grpc_port}. Ctrl-C stops."
@@ -241,7 +242,7 @@ def rank(
 
     ids = Path(items[1:]).read_text().splitlines() if items.startswith("@") else items.split(",")
     given = pairs(context or [], "--context")
-    money = None if prices is None else [float(p) if p else None for p in prices.split(",")]
+    money = None if prices is None else [float(p) if p else float("nan") for p in prices.split(",")]
     if grpc:
         from serving.rpc import GrpcClient
 

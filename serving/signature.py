@@ -71,7 +71,7 @@ def rank_inputs(
         item_ids: sequence of int or str. The N candidates.
         context: dict. Column -> value, or N values where the column is declared by candidate.
         price: sequence of float. By candidate; NaN where there is none. Not given: NaN for all.
-        weights: dict. Part -> weight, for the signature's `weight_<part>` inputs.
+        weights: dict. Part -> weight, for the signature's `weight_<part>` inputs; a part left out weighs 0.
 
     Returns:
         Dict of lists, by input name.
@@ -83,7 +83,9 @@ def rank_inputs(
     if not isinstance(items, list):
         raise ServingError(f"`item_ids` should be a list. Received: item_ids={item_ids!r}.")
     given: dict[str, Any] = {"user_id": [user_id], "item_id": items, **(context or {})}
-    given.update({f"weight_{part}": [weight] for part, weight in (weights or {}).items()})
+    if weights:
+        given.update({name: [0.0] for name in signature.inputs if name.startswith("weight_")})
+        given.update({f"weight_{part}": [weight] for part, weight in weights.items()})
     if price is not None:
         given["price"] = price
     elif "price" in signature.inputs:
@@ -95,8 +97,7 @@ def rank_inputs(
         )
     missing = sorted(signature.inputs.keys() - given.keys())
     if missing:
-        kind = "weights" if missing[0].startswith("weight_") else "context"
-        raise ServingError(f"`{kind}` should give {missing[0].removeprefix('weight_')!r}: the model asks for it.")
+        raise ServingError(f"`context` should give {missing[0]!r}: the model asks for it.")
     return {name: _column(name, given[name], tensor, len(items)) for name, tensor in sorted(signature.inputs.items())}
 
 

@@ -21,7 +21,7 @@ __all__ = ["OBJECTIVES", "load_world", "simulate", "true_value"]
 
 OBJECTIVES = ("clicks", "conversions", "value")
 
-_STAGES = ("population", "candidates", "policy", "propensities", "feedback", "writing")
+_STAGES = 6  # population, candidates, policy, propensities, feedback, writing
 _VALUE_NOISE = 0.25
 _HOUR_MS = 3_600_000
 
@@ -65,12 +65,12 @@ def simulate(
         ```
     """
     with atomic_directory(out, overwrite=overwrite) as folder:
-        stages = iter(enumerate(_STAGES))
+        stages = iter(range(_STAGES))
 
         def tell() -> None:
-            done, stage = next(stages, (len(_STAGES), "done"))
+            done = next(stages, _STAGES)
             if progress:
-                progress(f"simulate: {stage}", done, len(_STAGES))
+                progress("simulate", done, _STAGES)
 
         tell()
         generator = np.random.default_rng(world.seed)
