@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any

@@ -83,7 +83,9 @@ def rank_inputs(
     if not isinstance(items, list):
         raise ServingError(f"`item_ids` should be a list. Received: item_ids={item_ids!r}.")
     given: dict[str, Any] = {"user_id": [user_id], "item_id": items, **(context or {})}
-    if weights:
+    if weights is not None:
+        if not weights:
+            raise ServingError("`weights` should give at least one part. Received: weights={}.")
         given.update({name: [0.0] for name in signature.inputs if name.startswith("weight_")})
         given.update({f"weight_{part}": [weight] for part, weight in weights.items()})
     if price is not None:

@@ -51,7 +51,7 @@ def test_rank_with_weights(connect):
     with connect() as client:
         answer = client.rank(2, [5], context={"tab": 1}, weights={"pctr": 2})
         assert answer["score"] == pytest.approx([7.0])
-        with pytest.raises(ServingError, match="`weights` should give 'pctr'"):
+        with pytest.raises(ServingError, match="`weights` should give at least one part"):
             client.rank(2, [5], context={"tab": 1}, weights={})
         with pytest.raises(ServingError, match="`weight_gmv` is not an input of the model"):
             client.rank(2, [5], context={"tab": 1}, weights={"pctr": 1, "gmv": 1})
