@@ -86,7 +86,7 @@ class Logistic:
                 rate = (label[kept].sum() + 1) / (kept.sum() + 2)
                 coefficients[name] = np.append(np.zeros(matrix.shape[1]), np.log(rate / (1 - rate)))
                 continue
-            model = LogisticRegression(C=REGULARISATION, solver="newton-cg").fit(matrix[kept], label[kept])
+            model = LogisticRegression(C=REGULARISATION, solver="liblinear").fit(matrix[kept], label[kept])
             coefficients[name] = np.append(model.coef_[0], model.intercept_)
         return cls(coefficients)
 
