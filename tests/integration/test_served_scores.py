@@ -1,0 +1,287 @@
+"""What an exported model answers is what Python says: over every tick, signature, wire and kind of id."""
+
+import dataclasses
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+from ranking.export import MAX_CANDIDATES, ServedRanker, export_run
+from ranking.fusion import fuse
+from ranking.scoring import score_rows
+from ranking.training import training_rows
+from serving.errors import InvalidArgument
+from serving.publish import versions
+from serving.rest import RestClient
+from serving.rpc import GrpcClient
+from serving.server import Server
+from serving.server.bundle import Bundle
+
+SCORES = ("similarity", "pctr", "pcvr", "pctcvr", "score")
+OUTPUTS = {*SCORES, "has_similarity", "known_user", "known_item"} | {
+    "table_version",
+    "seed_watermark",
+    "embedding_space_id",
+}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def server(tiny, text, tmp_path_factory):
+    """Both runs behind one server, as `seedrank export` publishes them."""
+    models = tmp_path_factory.mktemp("models")
+    export_run(tiny.run, models)
+    export_run(text.run, models, name="text")
+    with Server(models, rest_port=0, grpc_port=0) as started:
+        yield started
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def connect(request, server):
+    """`(model) -> client`, over REST and over gRPC."""
+    opened = []
+
+    def client(model):
+        if request.param == "rest":
+            opened.append(RestClient(f"http://127.0.0.1:{server.rest_port}", model=model, timeout=60))
+        else:
+            opened.append(GrpcClient(f"127.0.0.1:{server.grpc_port}", model=model, timeout=60))
+        return opened[-1]
+
+    yield client
+    for one in opened:
+        one.close()
+
+
+def python_scores(run, user, items, tab, price=None):
+    """The Python path for one user: five outputs `[n]`, has_similarity and the parts of the score."""
+    n = len(items)
+    users = pd.Index([user] * n, dtype=run.state.user_ids.dtype)
+    ids = pd.Index(items, dtype=run.state.item_ids.dtype)
+    return score_rows(run, run.state, users, ids, pd.DataFrame({"tab": [tab] * n}), price)
+
+
+def some_items(run, n=40):
+    """Items of the run with and without a similarity."""
+    state = run.state
+    has = state.centroid_counts[:-1].sum(axis=1) > 0
+    assert has.any() and (~has).any()
+    return [*state.item_ids[has][: n // 2].tolist(), *state.item_ids[~has][: n // 2].tolist()]
+
+
+@pytest.mark.parametrize(("window", "day"), [("train", 0), ("train", 1), ("test", 1)])
+def test_the_log_replayed_through_the_export_of_its_tick_is_the_training_column(tiny, tmp_path, window, day):
+    import tensorflow as tf
+
+    run, timeline, builder = tiny.run, tiny.timeline, tiny.builder
+    start = timeline.window(window)[0]
+    at = None if window == "train" else start
+    rows = training_rows(builder, window, user_statistics_at=at)
+    tick = start + day * timeline.schema.tick_ms
+    rows = rows.take(np.flatnonzero(timeline.tick(timeline.time[rows.row]) == tick))
+    assert len(rows.row) > 500
+
+    frozen = dataclasses.replace(run, state=builder.at(tick, user_statistics_at=at))
+    served = ServedRanker(frozen)
+    tf.saved_model.save(served, str(tmp_path), signatures=served.signatures())
+    frame = timeline.impressions.iloc[rows.row]
+    answer = Bundle(tmp_path).predict(
+        {
+            "user_id": frame["user_id"].to_numpy(np.int64),
+            "item_id": frame["item_id"].to_numpy(np.int64),
+            "tab": np.array([tab.encode() for tab in frame["tab"]], object),
+            "price": np.full(len(frame), np.nan, np.float32),
+        }
+    )
+
+    has = rows.features["has_similarity"] > 0
+    assert 0.5 < has.mean() < 1
+    np.testing.assert_array_equal(answer["has_similarity"], has)
+    np.testing.assert_allclose(answer["similarity"][has], rows.features["similarity"][has], **CLOSE)
+    expected = run.predict(rows.features)
+    for name in ("pctr", "pcvr", "pctcvr"):
+        np.testing.assert_allclose(answer[name], expected[name], **CLOSE)
+    parts = {name: expected[name] for name in ("pctr", "pcvr")}
+    parts |= {name: rows.features[name] for name in ("similarity", "has_similarity")}
+    parts["price"] = builder.prices[timeline.item[rows.row]]
+    np.testing.assert_allclose(answer["score"], fuse(parts, run.weights), **CLOSE)
+    assert np.ptp(answer["score"]) > 0.5
+    assert set(answer["seed_watermark"]) == {tick}
+
+
+def test_rank(tiny, connect):
+    run, items = tiny.run, some_items(tiny.run)
+    user = tiny.user_ids[0]
+    found = connect("seedrank").rank(user, items, context={"tab": "search"})
+    assert set(found) == OUTPUTS
+    expected = python_scores(run, user, items, "search")
+    for name in SCORES:
+        np.testing.assert_allclose(found[name], expected[name], **CLOSE, err_msg=name)
+    assert found["has_similarity"] == (expected["has_similarity"] > 0).tolist()
+    assert found["known_user"] == found["known_item"] == [True] * len(items)
+    assert set(found["seed_watermark"]) == {run.state.tick}
+    assert len(set(found["table_version"])) == len(set(found["embedding_space_id"])) == 1
+
+
+def test_context_and_price_count(tiny, connect):
+    client, items, user = connect("seedrank"), some_items(tiny.run), tiny.user_ids[1]
+    home, search, nowhere = (
+        client.rank(user, items, context={"tab": tab}) for tab in ("home", "search", "no such tab")
+    )
+    assert home["pctr"] != search["pctr"] and home["similarity"] == search["similarity"]
+    expected = python_scores(tiny.run, user, items, "no such tab")
+    np.testing.assert_allclose(nowhere["pctr"], expected["pctr"], **CLOSE)
+    price = np.linspace(1, 500, len(items)).astype(np.float32)
+    price[::2] = np.nan  # then the item's own
+    weights = {"similarity": 0.0, "pctr": 0.0, "pcvr": 0.0, "price": 1.0}
+    priced = client.rank(user, items, context={"tab": "home"}, price=price, weights=weights)
+    parts = python_scores(tiny.run, user, items, "home", price)
+    np.testing.assert_allclose(priced["score"], fuse(parts_of(parts), tiny.run.weights, weights), **CLOSE)
+    assert np.argmax(priced["score"]) == len(items) - 1
+    with pytest.raises(ValueError, match="tab"):
+        client.rank(user, items)
+
+
+def parts_of(found):
+    return {name: found[name] for name in ("similarity", "has_similarity", "pctr", "pcvr", "price")}
+
+
+def test_rank_with_weights(tiny, connect):
+    client, items, user = connect("seedrank"), some_items(tiny.run), tiny.user_ids[2]
+    expected = parts_of(python_scores(tiny.run, user, items, "home"))
+    usual = client.rank(user, items, context={"tab": "home"})
+    for weights in (
+        {"similarity": 1.0, "pctr": 0.1, "pcvr": 0.0, "price": 0.0},
+        {"similarity": -0.5, "pctr": 0.25, "pcvr": 1.0, "price": -1.0},
+    ):
+        found = client.rank(user, items, context={"tab": "home"}, weights=weights)
+        np.testing.assert_allclose(found["score"], fuse(expected, tiny.run.weights, weights), **CLOSE)
+        assert np.abs(np.subtract(found["score"], usual["score"])).max() > 0.1
+        for name in SCORES[:-1]:
+            assert found[name] == usual[name]
+    # the weights it was exported with
+    found = client.rank(user, items, context={"tab": "home"}, weights=tiny.run.weights.weights)
+    np.testing.assert_allclose(found["score"], usual["score"], **CLOSE)
+
+
+def test_serving_default_takes_a_row_each(tiny, connect):
+    """Every row has its own user, item and tab."""
+    frame = tiny.timeline.impressions.tail(64)
+    found = connect("seedrank").predict(
+        {
+            "user_id": frame["user_id"].tolist(),
+            "item_id": frame["item_id"].tolist(),
+            "tab": frame["tab"].tolist(),
+            "price": [float("nan")] * len(frame),
+        }
+    )
+    state = tiny.run.state
+    expected = score_rows(tiny.run, state, pd.Index(frame["user_id"]), pd.Index(frame["item_id"]), frame)
+    for name in SCORES:
+        np.testing.assert_allclose(found[name], expected[name], **CLOSE, err_msg=name)
+    assert found["known_item"] == frame["item_id"].isin(state.item_ids).tolist()
+
+
+def test_row_json(tiny, server):
+    """What curl sends: `instances`, a JSON object a row."""
+    user, item = tiny.user_ids[0], tiny.item_ids[0]
+    rows = [{"user_id": user, "item_id": item, "tab": tab, "price": 9.5} for tab in ("home", "search")]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.rest_port}/v1/models/seedrank:predict", json.dumps({"instances": rows}).encode()
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        found = json.load(reply)["predictions"]
+    for row, tab in zip(found, ("home", "search"), strict=True):
+        expected = python_scores(tiny.run, user, [item], tab, np.array([9.5], np.float32))
+        np.testing.assert_allclose([row[name] for name in SCORES], [expected[name][0] for name in SCORES], **CLOSE)
+
+
+def test_unknown_ids_are_flagged(tiny, text, connect):
+    for model, trained, stranger in (("seedrank", tiny, 123), ("text", text, "nobody's id")):
+        client, items = connect(model), [*trained.item_ids[:3], stranger]
+        found = client.rank(trained.user_ids[0], items, context={"tab": "home"})
+        assert found["known_item"] == [True, True, True, False] and found["known_user"] == [True] * 4
+        assert found["has_similarity"][-1] is False
+        found = client.rank(stranger, items, context={"tab": "home"})
+        assert found["known_user"] == [False] * 4
+        expected = python_scores(trained.run, stranger, items, "home")
+        for name in SCORES:
+            np.testing.assert_allclose(found[name], expected[name], **CLOSE, err_msg=name)
+
+
+def test_awkward_ids_survive_there_and_back(tiny, text, connect):
+    """Ids that lose a digit as a float, and ids that need escaping: each is known, and is itself."""
+    for model, trained in (("seedrank", tiny), ("text", text)):
+        client, items = connect(model), list(trained.item_ids)
+        assert set(items) <= set(trained.run.state.item_ids)
+        scores = []
+        for user in trained.user_ids:
+            found = client.rank(user, items, context={"tab": "home"})
+            assert found["known_user"] == found["known_item"] == [True] * len(items), user
+            scores += found["score"]
+        pairs = pd.MultiIndex.from_product([trained.user_ids, items])
+        state, tab = trained.run.state, pd.DataFrame({"tab": ["home"] * len(pairs)})
+        expected = score_rows(trained.run, state, *(pd.Index(pairs.get_level_values(at)) for at in (0, 1)), tab)
+        np.testing.assert_allclose(scores, expected["score"], **CLOSE)
+        assert len(set(scores)) == len(pairs)
+        # one step beside: not the same id
+        beside = 2**53 + 2 if model == "seedrank" else "07"
+        assert client.rank(beside, [beside], context={"tab": "home"})["known_item"] == [False]
+
+
+def test_too_many_candidates_are_refused(tiny, connect, server):
+    client, user, item = connect("seedrank"), tiny.user_ids[0], tiny.item_ids[0]
+    found = client.rank(user, [item] * MAX_CANDIDATES, context={"tab": "home"})
+    assert len(found["score"]) == MAX_CANDIDATES
+    with pytest.raises(InvalidArgument, match="at most 5000 candidates") as refused:
+        client.rank(user, [item] * (MAX_CANDIDATES + 1), context={"tab": "home"})
+    assert refused.value.code == "INVALID_ARGUMENT"
+    with pytest.raises(InvalidArgument, match="at least one candidate"):
+        client.rank(user, [], context={"tab": "home"})
+
+
+def test_what_the_graph_refuses_is_status_400(tiny, server):
+    inputs = {
+        "user_id": [tiny.user_ids[0]],
+        "item_id": [tiny.item_ids[0]] * (MAX_CANDIDATES + 1),
+        "tab": ["home"],
+        "price": [1.0] * (MAX_CANDIDATES + 1),
+    }
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.rest_port}/v1/models/seedrank:predict",
+        json.dumps({"signature_name": "rank", "inputs": inputs}).encode(),
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert refused.value.code == 400
+
+
+@pytest.mark.parametrize("bad", [1.5, -1.01, float("nan"), float("inf")])
+def test_weights_out_of_bounds_are_refused(tiny, connect, bad):
+    weights = {"similarity": 0.1, "pctr": bad, "pcvr": 1.0, "price": 0.0}
+    with pytest.raises(InvalidArgument, match="weight_pctr should be in"):
+        connect("seedrank").rank(tiny.user_ids[0], [tiny.item_ids[0]], context={"tab": "home"}, weights=weights)
+
+
+@pytest.mark.parametrize("price", [-1.0, float("inf")])
+def test_impossible_prices_are_refused(tiny, connect, price):
+    with pytest.raises(InvalidArgument, match="price: should be finite"):
+        connect("seedrank").rank(tiny.user_ids[0], [tiny.item_ids[0]], context={"tab": "home"}, price=[price])
+
+
+def test_status_and_metadata(connect, server):
+    client = connect("text")
+    (status,) = client.status()
+    assert status["state"] == "AVAILABLE" and status["error_code"] == "OK"
+    declared = client.metadata()["metadata"]["signature_def"]["signature_def"]
+    assert {"rank", "rank_with_weights", "serving_default"} <= set(declared)
+    assert declared["rank"]["inputs"]["user_id"]["dtype"] == "DT_STRING"
+    assert set(declared["rank"]["outputs"]) == OUTPUTS
+
+
+def test_a_weights_file_of_another_run_is_not_exported(tiny, text, tmp_path, cli):
+    answer = cli("export", "--run", tiny.path, "--models", tmp_path / "models", "--weights", text.path / "fusion.json")
+    answer.mistake("fusion.json", "belongs to other parameters")
+    assert versions(tmp_path / "models" / "seedrank") == []
