@@ -25,7 +25,7 @@ from ranking.statistics import StatisticTable
 from ranking.timeline import Timeline
 from ranking.training import tf_function
 
-__all__ = ["Run", "Scales", "load_run", "parameters_hash", "save_run"]
+__all__ = ["Run", "Scales", "load_run", "load_state", "parameters_hash", "save_run", "save_state"]
 
 FORMAT = 1
 
@@ -184,7 +184,7 @@ def save_run(run: Run, path: Path, dataset_toml: Path, *, overwrite: bool = Fals
         for variant, models in run.models.items():
             for number, model in enumerate(models):
                 model.save(folder / f"{variant}_{number}.keras")
-        _save_state(run.state, folder / "state.npz")
+        save_state(run.state, folder / "state.npz")
         np.savez(folder / "impressions.npz", impressions=run.impressions)
         if run.popularity is not None:
             np.savez(folder / "popularity.npz", **dataclasses.asdict(run.popularity))
@@ -209,7 +209,10 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not (path / "run.json").is_file():
         raise UserError(f"{path} is not a run folder: it has no run.json. Make one with `seedrank train --out {path}`.")
-    content = json.loads((path / "run.json").read_text())
+    try:
+        content = json.loads((path / "run.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{path}/run.json should be JSON. Received: {error}.") from None
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path}/run.json: format should be {FORMAT}. Received: {content.get('format')!r}; train again."
@@ -239,7 +242,7 @@ def load_run(path: str | Path) -> Run:
             for variant, count in content["variants"].items()
         },
         scales=Scales(scales["statistics"], tuple(scales["similarity"]), tuple(scales["log_seed_count"])),
-        state=_load_state(path / "state.npz"),
+        state=load_state(path / "state.npz"),
         weights=FusionWeights.load(path / "fusion.json"),
         impressions=np.load(path / "impressions.npz", allow_pickle=False)["impressions"],
         popularity=popularity,
@@ -257,7 +260,8 @@ def _lookalike_as_model(run: Run) -> keras.Model:
     return keras.Model(inputs, run.lookalike(inputs))
 
 
-def _save_state(state: State, path: Path) -> None:
+def save_state(state: State, path: Path) -> None:
+    """Writes a state as one .npz file, without pickles."""
     arrays: dict[str, Any] = {
         "tick": state.tick,
         "user_ids": _ids(state.user_ids),
@@ -280,7 +284,8 @@ def _ids(index: pd.Index) -> np.ndarray:
     return index.to_numpy(np.int64) if index.dtype.kind == "i" else index.to_numpy().astype(np.str_)
 
 
-def _load_state(path: Path) -> State:
+def load_state(path: Path) -> State:
+    """Reads what `save_state` wrote."""
     with np.load(path, allow_pickle=False) as found:
         names = {name.split("/")[1] for name in found.files if name.startswith("statistic/")}
         statistics = {}
