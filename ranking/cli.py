@@ -243,7 +243,7 @@ def rank(
 
     ids = Path(items[1:]).read_text().splitlines() if items.startswith("@") else items.split(",")
     given = pairs(context or [], "--context")
-    money = None if prices is None else [float(p) if p else float("nan") for p in prices.split(",")]
+    money = None if prices is None else [number(text, "--prices") for text in prices.split(",")]
     if grpc:
         from serving.rpc import GrpcClient
 
@@ -268,6 +268,14 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
             raise UserError(f"`{option}` should look like name=value. Received: {text!r}.")
         found[key.strip()] = value.strip()
     return found
+
+
+def number(text: str, option: str) -> float:
+    """A number, NaN where the text is empty."""
+    try:
+        return float(text) if text.strip() else float("nan")
+    except ValueError:
+        raise UserError(f"`{option}` should be numbers. Received: {text!r}.") from None
 
 
 def main() -> None:

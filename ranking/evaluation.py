@@ -107,9 +107,7 @@ def _raw_ids(timeline: Timeline, rows: Rows) -> tuple[pd.Series, pd.Series]:
 
 def frozen_rows(run: Run, timeline: Timeline, window: str) -> Rows:
     """The rows of a window as an exported version of the run would see them."""
-    chosen = timeline.rows_in(window)
-    if not len(chosen):
-        raise UserError(f"{timeline.dataset.path}: no impression lies in the window {window!r}.")
+    chosen = timeline.some_rows_in(window)
     frame = timeline.impressions.iloc[chosen]
     user, item = run.state.rows("user", frame["user_id"]), run.state.rows("item", frame["item_id"])
     features = run.state.features(user, item, context_arrays(run, frame))

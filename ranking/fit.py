@@ -93,6 +93,8 @@ def fit_run(
     timeline = Timeline(dataset)
     for name in ("lookalike", "train", "calibrate", "tune"):
         timeline.window(name)
+    for name in ("train", "calibrate"):
+        timeline.some_rows_in(name)
     progress("user representation", 0, 1)
     lookalike_encoder = Encoder.fit(timeline, before=timeline.window("lookalike")[1], rank_by_seeds=True)
     layer, representation_info = train_representation(timeline, lookalike_encoder, settings, progress=progress)

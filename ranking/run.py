@@ -227,7 +227,7 @@ def load_run(path: str | Path) -> Run:
     if (path / "logistic.npz").is_file():
         with np.load(path / "logistic.npz", allow_pickle=False) as found:
             logistic = Logistic(dict(found))
-    lookalike = keras.models.load_model(path / "lookalike.keras")
+    lookalike = _load_model(path / "lookalike.keras")
     layers = [layer for layer in lookalike.layers if isinstance(layer, LookalikeModel)]
     return Run(
         path=path,
@@ -235,10 +235,10 @@ def load_run(path: str | Path) -> Run:
         info=content["info"],
         lookalike_encoder=Encoder.load(path / "lookalike_encoder.json"),
         encoder=Encoder.load(path / "encoder.json"),
-        representation=keras.models.load_model(path / "representation.keras"),
+        representation=_load_model(path / "representation.keras"),
         lookalike=layers[0],
         models={
-            variant: [keras.models.load_model(path / f"{variant}_{number}.keras") for number in range(count)]
+            variant: [_load_model(path / f"{variant}_{number}.keras") for number in range(count)]
             for variant, count in content["variants"].items()
         },
         scales=Scales(scales["statistics"], tuple(scales["similarity"]), tuple(scales["log_seed_count"])),
@@ -248,6 +248,13 @@ def load_run(path: str | Path) -> Run:
         popularity=popularity,
         logistic=logistic,
     )
+
+
+def _load_model(path: Path) -> keras.Model:
+    try:
+        return keras.models.load_model(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]} Train again.") from None
 
 
 def _lookalike_as_model(run: Run) -> keras.Model:

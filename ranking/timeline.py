@@ -173,6 +173,16 @@ class Timeline:
             inside |= (self.time >= start) & (self.time < end)
         return np.flatnonzero(inside)
 
+    def some_rows_in(self, *windows: str) -> np.ndarray:
+        """As `rows_in`, and a UserError where there is none."""
+        rows = self.rows_in(*windows)
+        if not len(rows):
+            raise UserError(
+                f"{self.dataset.path}: no impression lies in the window {' + '.join(windows)}; check [windows] in "
+                "dataset.toml against the timestamps (seedrank data check)."
+            )
+        return rows
+
     def window(self, name: str) -> tuple[int, int]:
         """Start and end (ms, half-open) of a window, by name."""
         try:

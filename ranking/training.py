@@ -376,12 +376,7 @@ def training_rows(
         progress: Progress.
     """
     timeline = builder.timeline
-    rows = timeline.rows_in(*windows)
-    if not len(rows):
-        raise UserError(
-            f"{timeline.dataset.path}: no impression lies in the window {' + '.join(windows)}; check [windows] in "
-            "dataset.toml against the timestamps (seedrank data check)."
-        )
+    rows = timeline.some_rows_in(*windows)
     parts: list[Arrays] = []
     places, repeat = [], np.zeros(len(rows), bool)
     for tick, place in timeline.by_tick(rows):
