@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from ranking.data.tables import Dataset
 from ranking.evaluation import evaluate_run
 from ranking.features import Encoder

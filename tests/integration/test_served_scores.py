@@ -8,6 +8,7 @@ import urllib.request
 import numpy as np
 import pandas as pd
 import pytest
+
 from ranking.export import MAX_CANDIDATES, ServedRanker, export_run
 from ranking.fusion import fuse
 from ranking.scoring import score_rows
