@@ -12,6 +12,8 @@ from ranking.state import StateBuilder
 from ranking.timeline import Timeline
 from ranking.training import Settings, train_lookalike, train_representation, training_rows
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400_000
 SIGMAS = 5.2  # two-sided, a normal passes it with probability 2e-7
 

@@ -20,6 +20,8 @@ from serving.rpc import GrpcClient
 from serving.server import Server
 from serving.server.bundle import Bundle
 
+pytestmark = pytest.mark.slow
+
 SCORES = ("similarity", "pctr", "pcvr", "pctcvr", "score")
 OUTPUTS = {*SCORES, "has_similarity", "known_user", "known_item"} | {
     "table_version",
