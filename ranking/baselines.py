@@ -86,7 +86,10 @@ class Logistic:
                 rate = (label[kept].sum() + 1) / (kept.sum() + 2)
                 coefficients[name] = np.append(np.zeros(matrix.shape[1]), np.log(rate / (1 - rate)))
                 continue
-            model = LogisticRegression(C=REGULARISATION, solver="liblinear").fit(matrix[kept], label[kept])
+            # liblinear penalises the intercept too; scaled, the penalty is 1e-4 of a weight's.
+            model = LogisticRegression(C=REGULARISATION, solver="liblinear", intercept_scaling=100).fit(
+                matrix[kept], label[kept]
+            )
             coefficients[name] = np.append(model.coef_[0], model.intercept_)
         return cls(coefficients)
 
