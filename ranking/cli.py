@@ -117,7 +117,7 @@ def train(
         typer.Option(help="Fit ESMM again on train + calibrate + tune. A replay on the tune window is then refused."),
     ] = False,
     seeds: Annotated[int, typer.Option(help="Random seeds of each ESMM variant, with baselines.", min=1)] = 3,
-    epochs: Annotated[int, typer.Option(help="ESMM passes at most; the calibrate window chooses.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="ESMM passes at most; the calibrate window chooses.", min=1)] = 2,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -60,13 +60,18 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
         found = evaluate_run(run, dataset, replicates=100, progress=bars)
     screen.print(evaluation_table(found))
 
-    step("4. Replay: which weights would have earned more, without losing clicks?")
+    step("4. Replay: which weights would have earned more, without losing clicks or conversions?")
     from ranking.cli_replay import study_lines, tune_source
     from ranking.report.replay import write_report
 
     with Bars(screen) as bars:
         study = tune_source(
-            run_path, data, progress=bars, objective="value", guardrails={"clicks": -0.01}, trials=500
+            run_path,
+            data,
+            progress=bars,
+            objective="value",
+            guardrails={"clicks": -0.01, "conversions": -0.05},
+            trials=500,
         ).save(study_path)
     for line in study_lines(study)[: 3 + len(study.banners)]:
         screen.print(line, highlight=False)

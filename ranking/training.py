@@ -71,7 +71,7 @@ class Settings:
     representation_epochs: int = 2
     lookalike_epochs: int = 2
     lookalike_samples: int = 300_000
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 1024
     learning_rate: float = 3e-3
     dropout: float = 0.2
