@@ -61,6 +61,16 @@ def score_rows(
     return found
 
 
+def _request_time(dataset: Dataset, rows: pd.DataFrame) -> np.ndarray:
+    """When the request of each row came, as `ReplayLog` sees it; -1 where the row belongs to none.
+
+    Without a requests table it came with its first impression: one that goes on past the end of a window stays whole.
+    """
+    requests = dataset.requests if dataset.has("requests") else rows.drop_duplicates("request_id")
+    place = pd.Index(requests["request_id"]).get_indexer(rows["request_id"])
+    return np.append(requests["timestamp"].to_numpy(np.int64), -1)[place]
+
+
 def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress = silent) -> Arrays:
     """The score parts of every candidate row of a window, each request as of its own tick.
 
@@ -79,7 +89,7 @@ def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress
     else:
         rows = requests = dataset.impressions
         place = np.arange(len(rows))
-    time = requests["timestamp"].to_numpy(np.int64)[place]
+    time = _request_time(dataset, rows)
     inside = np.flatnonzero((time >= start) & (time < end))
     if not len(inside):
         raise UserError(f"{dataset.path}: no request lies in the window {window!r}; check [windows] in dataset.toml.")
