@@ -265,9 +265,7 @@ def cli(monkeypatch, capfd) -> Callable[..., Answer]:
     return call
 
 
-def command(*arguments: object) -> list[str]:
-    """The command line of a fresh process."""
-    return [sys.executable, "-c", "from ranking.cli import main; main()", *map(str, arguments)]
+COMMAND = ["-c", "from ranking.cli import main; main()"]
 
 
 def _environment() -> dict[str, str]:
@@ -279,33 +277,39 @@ def process() -> Callable[..., Answer]:
     """`(argument, ...) -> Answer`: the same in a fresh process."""
 
     def call(*arguments: object) -> Answer:
-        done = subprocess.run(
-            command(*arguments), env=_environment(), capture_output=True, text=True, timeout=240, cwd="/"
-        )
+        line = [sys.executable, *COMMAND, *map(str, arguments)]
+        done = subprocess.run(line, env=_environment(), capture_output=True, text=True, timeout=240, cwd="/")
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return call
 
 
 @pytest.fixture
-def kill_when() -> Callable[[list[str], Callable[[], Any]], None]:
-    """`(command line, seen) -> None`: starts a process and kills it (SIGKILL) as soon as `seen()` is true."""
+def kill_when() -> Callable[[list[str], Path, str], None]:
+    """`(arguments of python, folder, pattern) -> None`: starts a process and kills it (SIGKILL) as soon as the folder
+    holds a file of that pattern; tries again where it was faster."""
 
-    def run(line: list[str], seen: Callable[[], Any]) -> None:
-        started = subprocess.Popen(
-            line, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
-        )
+    def killed(line: list[str], folder: Path, pattern: str) -> bool:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started = subprocess.Popen([sys.executable, *line], env=_environment(), cwd="/", **pipes)
         try:
-            deadline = time.monotonic() + 240
-            while not seen():
-                if started.poll() is not None:
-                    raise AssertionError(f"ended before it was killed: {started.communicate()[1]}")
-                assert time.monotonic() < deadline
+            while started.poll() is None and not any(folder.glob(pattern)):
                 time.sleep(0.0005)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 started.kill()
-            started.communicate()
-        assert started.returncode == -9, "it had ended already: nothing was interrupted"
+            said = started.communicate()
+        assert started.returncode in (0, -9), said
+        return started.returncode == -9
+
+    def run(line: list[str], folder: Path, pattern: str) -> None:
+        before = {path: path.stat().st_mtime_ns for path in folder.iterdir()} if folder.exists() else {}
+        for _ in range(5):
+            if killed(line, folder, pattern):
+                return
+            for path in folder.iterdir():
+                if before.get(path) != path.stat().st_mtime_ns:
+                    shutil.rmtree(path)
+        raise AssertionError(f"{pattern} was never seen before the process ended")
 
     return run
