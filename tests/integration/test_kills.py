@@ -6,6 +6,8 @@ from ranking.export import export_run
 from ranking.run import load_run, save_run
 from serving.publish import versions
 
+pytestmark = pytest.mark.slow
+
 COMMAND = ["-c", "from ranking.cli import main; main()"]
 # What `seedrank train` does last, without the minutes before it.
 SAVE = """
