@@ -1,7 +1,9 @@
 """How much of what can be known is learned: a run judged against the simulator's truth.
 
 The share of a head is (L(base rate) - L(model)) / (L(base rate) - L(truth)) with L the log loss on the test window:
-0 knows only the rate, 1 knows everything. Standard errors by a bootstrap over users, paired between models.
+0 knows only the rate, 1 knows everything. `click` and `ctcvr` are judged on the labels; `pcvr` is the conversion head
+over the entire space: judged on the true probability of every impression, clicked or not. Standard errors by a
+bootstrap over users, paired between models.
 
     python benchmarks/reference_world.py --work /tmp/reference --json reference.json
 """
@@ -55,11 +57,12 @@ def main() -> None:
                 "differences": [d for d in found["differences"] if d["from"] == "no_similarity"],
                 "seconds": time.perf_counter() - started,
             }
-    print(f"{'model':<15}{'click share':>14}{'s.e.':>8}{'ctcvr share':>14}{'s.e.':>8}")
+    heads = ("click", "ctcvr", "pcvr")
+    print(f"{'share closed':<15}" + "".join(f"{head:>14}{'s.e.':>8}" for head in heads))
     for model, row in figures["shares"].items():
-        print(f"{model:<15}{row['click']:>14.3f}{row['click_se']:>8.3f}{row['ctcvr']:>14.3f}{row['ctcvr_se']:>8.3f}")
+        print(f"{model:<15}" + "".join(f"{row[head]:>14.3f}{row[head + '_se']:>8.3f}" for head in heads))
     gain = figures["seedrank_minus_base"]
-    for head in ("click", "ctcvr"):
+    for head in heads:
         print(f"seedrank - base, {head}: {gain[head]:+.3f}, s.e. {gain[head + '_se']:.3f}")
     if arguments.shuffled:
         print("shuffled labels, AUC:", {h: round(v, 4) for h, v in figures["shuffled"]["auc"].items()})
@@ -77,13 +80,15 @@ def shares(run, dataset) -> dict:
     rows = frozen_rows(run, timeline, "test")
     truth = pd.read_parquet(dataset.path / "truth" / "impressions.parquet").iloc[rows.row]
     click = (truth["examination"] * truth["pctr"]).to_numpy(np.float64)
-    labels = {"click": rows.click, "ctcvr": rows.conversion}
-    true = {"click": click, "ctcvr": click * truth["pcvr"].to_numpy(np.float64)}
+    pcvr = truth["pcvr"].to_numpy(np.float64)
+    labels = {"click": rows.click, "ctcvr": rows.conversion, "pcvr": pcvr}
+    true = {"click": click, "ctcvr": click * pcvr, "pcvr": pcvr}
     past = timeline.rows_in("train")
     rate = {
         "click": timeline.impressions["click"].to_numpy()[past].mean(),
         "ctcvr": timeline.impressions["conversion"].to_numpy()[past].mean(),
     }
+    rate["pcvr"] = rate["ctcvr"] / rate["click"]
     item_row = run.state.rows("item", timeline.impressions["item_id"].iloc[rows.row])
     predicted = {
         variant: [run.predict(rows.features, variant, number, position=True) for number in range(len(models))]
@@ -91,21 +96,26 @@ def shares(run, dataset) -> dict:
     }
     predicted["popularity"] = [run.popularity.predict(item_row)]
     predicted["logistic"] = [run.logistic.predict(rows.features, run.features(similarity=False))]
-    part = {"click": "pctr", "ctcvr": "pctcvr"}
+    part = {"click": "pctr", "ctcvr": "pctcvr", "pcvr": "pcvr"}
 
     users, index = np.unique(timeline.user[rows.row], return_inverse=True)
 
     def by_user(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, values, minlength=len(users))
 
+    def log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        return label * log_losses(np.ones(len(label)), probability) + (1 - label) * log_losses(
+            np.zeros(len(label)), probability
+        )
+
     losses = {}
     for head, label in labels.items():
         losses[head] = {
-            "truth": by_user(log_losses(label, true[head])),
-            "base rate": by_user(log_losses(label, np.full(len(label), rate[head]))),
+            "truth": by_user(log_loss(label, true[head])),
+            "base rate": by_user(log_loss(label, np.full(len(label), rate[head]))),
         }
         for model, seeds in predicted.items():
-            losses[head][model] = by_user(np.mean([log_losses(label, found[part[head]]) for found in seeds], axis=0))
+            losses[head][model] = by_user(np.mean([log_loss(label, found[part[head]]) for found in seeds], axis=0))
     generator = np.random.default_rng(0)
     draws = generator.multinomial(len(users), np.full(len(users), 1 / len(users)), size=1000)
     draws = np.vstack([np.ones(len(users)), draws])  # the first is the log as it is
