@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,19 @@ def train_tiny(data: Path, out: Path, **arguments: Any) -> Any:
     return fit_run(Dataset(data), out, settings=settings, **arguments)
 
 
+def run_command(*arguments: object) -> int:
+    """Runs the command line in this process; its exit code."""
+    from ranking.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["seedrank", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+    return 0
+
+
 def _renamed(
     source: Path, out: Path, kind: str, names: tuple[Any, ...], ordinary: Callable[[str, int], Any]
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -175,10 +188,10 @@ def tiny(simulated, tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="session")
 def text(simulated, tmp_path_factory) -> Trained:
-    """Text ids; refitted on train + calibrate + tune."""
+    """Text ids; trained from the command line, refitted on train + calibrate + tune."""
     folder = tmp_path_factory.mktemp("text")
     ids = _renamed(simulated, folder / "data", "string", AWKWARD_TEXTS, lambda side, n: f"{side}-{n:04d}")
-    train_tiny(folder / "data", folder / "run", refit=True)
+    run_command("train", "--data", folder / "data", "--out", folder / "run", "--refit", "--epochs", 1, "--json")
     return Trained(folder / "data", folder / "run", *ids)
 
 
@@ -229,6 +242,12 @@ def rewritten(tmp_path) -> Callable[..., Path]:
 STAGE = r"  [^:]+: [\d,]+ in [\d.]+ s"
 
 
+@pytest.fixture(scope="session")
+def seedrank() -> Callable[..., int]:
+    """`(argument, ...) -> exit code`: the command line, for fixtures of a whole session."""
+    return run_command
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What a command said."""
@@ -247,25 +266,19 @@ class Answer:
 
 
 @pytest.fixture
-def cli(monkeypatch, capfd) -> Callable[..., Answer]:
+def cli(capfd) -> Callable[..., Answer]:
     """`(argument, ...) -> Answer`: runs the command line in this process."""
-    from ranking.cli import main
 
     def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["seedrank", *map(str, arguments)])
         capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
+        code = run_command(*arguments)
         said = capfd.readouterr()
         return Answer(code, said.out, said.err)
 
     return call
 
 
-COMMAND = ["-c", "from ranking.cli import main; main()"]
+COMMAND = "from ranking.cli import main; main()"
 
 
 def _environment() -> dict[str, str]:
@@ -277,11 +290,28 @@ def process() -> Callable[..., Answer]:
     """`(argument, ...) -> Answer`: the same in a fresh process."""
 
     def call(*arguments: object) -> Answer:
-        line = [sys.executable, *COMMAND, *map(str, arguments)]
+        line = [sys.executable, "-c", COMMAND, *map(str, arguments)]
         done = subprocess.run(line, env=_environment(), capture_output=True, text=True, timeout=240, cwd="/")
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen]]:
+    """`(argument, ...) -> Popen`: the command line, left running in a fresh process; killed after the test."""
+    running = []
+
+    def start(*arguments: object) -> subprocess.Popen:
+        line = [sys.executable, "-c", COMMAND, *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen(line, env=_environment(), cwd="/", **pipes))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -42,26 +42,25 @@ def test_simulate_again(simulated, world_file, tmp_path, kill_when, cli):
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_save(tiny, tmp_path, kill_when, cli):
+def test_save(text, tmp_path, kill_when, cli):
     out = tmp_path / "run"
-    line = ["-c", SAVE, str(tiny.path), str(out)]
+    line = ["-c", SAVE, str(text.path), str(out)]
     kill_when(line, tmp_path, ".tmp-*/seedrank_0.keras")
     assert not out.exists()
-    cli("evaluate", "--run", out, "--data", tiny.data).mistake(str(out), "not a run folder")
-    save_run(tiny.run, out, tiny.path / "dataset.toml")
-    assert load_run(out).info == tiny.run.info
+    cli("evaluate", "--run", out, "--data", text.data).mistake(str(out), "not a run folder")
+    save_run(text.run, out, text.path / "dataset.toml")
+    assert load_run(out).info == text.run.info
     kill_when(line, tmp_path, ".tmp-*/seedrank_0.keras")
-    assert load_run(out).info == tiny.run.info
+    assert load_run(out).info == text.run.info
 
 
 @pytest.mark.slow
-def test_export(tiny, tmp_path, kill_when, cli):
+def test_export(text, tmp_path, kill_when, cli):
     models, base = tmp_path / "models", tmp_path / "models" / "seedrank"
-    line = [*COMMAND, "export", "--run", str(tiny.path), "--models", str(models)]
+    line = [*COMMAND, "export", "--run", str(text.path), "--models", str(models)]
     base.mkdir(parents=True)
-    for moment in (".tmp-*/variables", ".tmp-*/assets.extra/golden.json"):  # being written; being verified
-        kill_when(line, base, moment)
-        assert any(base.glob(".tmp-*")) and versions(base) == []
-        cli("serve", models).mistake(str(base), "no version")
-    export_run(tiny.run, models)
+    kill_when(line, base, ".tmp-*/assets.extra/golden.json")  # whole to the eye, and being verified
+    assert any(base.glob(".tmp-*/saved_model.pb")) and versions(base) == []
+    cli("serve", models).mistake(str(base), "no version")
+    export_run(text.run, models)
     assert len(versions(base)) == 1 and not any(base.glob(".tmp-*"))

@@ -101,7 +101,6 @@ def test_in_a_fresh_process(simulated, rewritten, tmp_path, process):
     """TensorFlow has nothing to say either."""
     data = rewritten(simulated, conversion_without_click)
     process("train", "--data", data, "--out", tmp_path / "run").mistake("impressions.parquet", "`conversion`")
-    process("evaluate", "--run", data, "--data", data).mistake(str(data), "run.json")
     process("data", "check", tmp_path).mistake(f"{tmp_path}/dataset.toml")
 
 
@@ -125,13 +124,13 @@ def test_a_folder_that_is_no_run(simulated, tmp_path, cli):
         ("fusion.json", "[]", ["fusion.json"]),
     ],
 )
-def test_a_damaged_run(tiny, tmp_path, cli, file, content, words):
+def test_a_damaged_run(text, tmp_path, cli, file, content, words):
     run = tmp_path / "run"
-    shutil.copytree(tiny.path, run)
+    shutil.copytree(text.path, run)
     (run / file).unlink()
     if content is not None:
         (run / file).write_text(content)
-    cli("evaluate", "--run", run, "--data", tiny.data).mistake(*words)
+    cli("evaluate", "--run", run, "--data", text.data).mistake(*words)
 
 
 def test_serve(tmp_path, cli):
@@ -181,10 +180,10 @@ def test_simulate(simulated, tmp_path, cli):
     assert not (tmp_path / "data").exists()
 
 
-def test_evaluate_arguments(tiny, cli):
-    ask = ("evaluate", "--run", tiny.path, "--data", tiny.data)
+def test_evaluate_arguments(text, cli):
+    ask = ("evaluate", "--run", text.path, "--data", text.data)
     cli(*ask, "--window", "yesterday").mistake("dataset.toml", "`yesterday`", "lookalike, train")
-    cli(*ask, "--window", "train").mistake(str(tiny.data), "'train'", "watermark", "--state rolling")
+    cli(*ask, "--window", "train").mistake(str(text.data), "'train'", "watermark", "--state rolling")
     cli(*ask, "--state", "thawed").mistake("--state", "'thawed'")
 
 

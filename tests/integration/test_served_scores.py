@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import urllib.error
 import urllib.request
 
@@ -32,13 +33,30 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def server(tiny, text, tmp_path_factory):
-    """Both runs behind one server, as `seedrank export` publishes them."""
-    models = tmp_path_factory.mktemp("models")
-    export_run(tiny.run, models)
-    export_run(text.run, models, name="text")
+def models(tiny, text, tmp_path_factory, seedrank):
+    """Both runs as `seedrank export` publishes them."""
+    folder = tmp_path_factory.mktemp("models")
+    export_run(tiny.run, folder)
+    assert seedrank("export", "--run", text.path, "--models", folder, "--name", "text") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models):
     with Server(models, rest_port=0, grpc_port=0) as started:
         yield started
+
+
+@pytest.fixture(params=[(), ("--grpc",)], ids=["rest", "grpc"])
+def ask(request, server, cli):
+    """`(model, user, items, option, ...) -> rows`: `seedrank rank`, over REST and over gRPC."""
+
+    def rank(model, user, items, *options):
+        where = ("--url", f"http://127.0.0.1:{server.rest_port}", "--address", f"127.0.0.1:{server.grpc_port}")
+        line = ("rank", "--name", model, *where, "--user", user, "--items", items, *options, *request.param)
+        return cli(*line)
+
+    return rank
 
 
 @pytest.fixture(params=["rest", "grpc"])
@@ -282,6 +300,52 @@ def test_status_and_metadata(connect, server):
     assert {"rank", "rank_with_weights", "serving_default"} <= set(declared)
     assert declared["rank"]["inputs"]["user_id"]["dtype"] == "DT_STRING"
     assert set(declared["rank"]["outputs"]) == OUTPUTS
+
+
+def test_the_rank_command(tiny, text, ask, tmp_path):
+    user, items = tiny.user_ids[2], some_items(tiny.run, 10)
+    listed = ",".join(map(str, items))
+    answer = ask("seedrank", user, listed, "--context", "tab=home", "--json")
+    assert answer.code == 0 and not answer.err
+    rows = json.loads(answer.out)
+    expected = python_scores(tiny.run, user, items, "home")["score"]
+    assert [row["item_id"] for row in rows] == [str(items[place]) for place in np.argsort(-expected, kind="stable")]
+    np.testing.assert_allclose([row["score"] for row in rows], np.sort(expected)[::-1], **CLOSE)
+    weights = ("--weights", "similarity=0,pctr=0,pcvr=0,price=1", "--prices", ",".join("5" * 9) + ",")
+    priced = json.loads(ask("seedrank", user, listed, "--context", "tab=home", *weights, "--json").out)
+    assert sum(row["score"] == priced[0]["score"] for row in priced) in (1, 9)  # the last one has its own price
+    # ids with commas, one a line
+    (tmp_path / "items.txt").write_text("\n".join(text.item_ids) + "\n", encoding="utf-8")
+    answer = ask("text", text.user_ids[0], f"@{tmp_path}/items.txt", "--context", "tab=home", "--json")
+    rows = json.loads(answer.out)
+    assert {row["item_id"] for row in rows} == set(text.item_ids) and all(row["known_item"] for row in rows)
+    assert "score" in ask("seedrank", user, listed, "--context", "tab=home").out
+
+
+def test_what_the_server_refuses_is_one_line(tiny, ask):
+    user, item = tiny.user_ids[0], tiny.item_ids[0]
+    ask("seedrank", user, item).mistake("'tab'")
+    ask("seedrank", "me", item, "--context", "tab=home").mistake("`user_id`", "'me'")
+    ask("seedrank", user, f"{item},x", "--context", "tab=home").mistake("`item_id`", "'x'")
+    ask("seedrank", user, item, "--context", "tab=home", "--context", "hour=3").mistake("`hour`")
+    ask("seedrank", user, item, "--context", "tab=home", "--prices", "1,2").mistake("price")
+    ask("seedrank", user, item, "--context", "tab=home", "--weights", "pctr=2,similarity=0,pcvr=0,price=0").mistake(
+        "weight_pctr", "[-1"
+    )
+    ask("other", user, item, "--context", "tab=home").mistake("other")
+
+
+def test_the_serve_command(tiny, models, started):
+    """Says where it listens, answers, and ends at once when it is told to."""
+    process = started("serve", models, "--rest-port", 0, "--grpc-port", 0)
+    rest, grpc = map(int, re.findall(r"127\.0\.0\.1:(\d+)", process.stderr.readline()))
+    with RestClient(f"http://127.0.0.1:{rest}") as one, GrpcClient(f"127.0.0.1:{grpc}") as other:
+        asked = (tiny.user_ids[0], list(tiny.item_ids))
+        found = one.rank(*asked, context={"tab": "home"})["score"]
+        np.testing.assert_allclose(found, other.rank(*asked, context={"tab": "home"})["score"], rtol=1e-6)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and not out and "Traceback" not in err
 
 
 def test_a_weights_file_of_another_run_is_not_exported(tiny, text, tmp_path, cli):
