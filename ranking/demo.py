@@ -60,7 +60,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
         found = evaluate_run(run, dataset, replicates=100, progress=bars)
     screen.print(evaluation_table(found))
 
-    step("4. Replay: which weights would have earned more, without losing clicks or conversions?")
+    step("4. Replay: which weights would have earned more, without losing clicks?")
     from ranking.cli_replay import study_lines, tune_source
     from ranking.report.replay import write_report
 
@@ -70,7 +70,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
             data,
             progress=bars,
             objective="value",
-            guardrails={"clicks": -0.01, "conversions": -0.05},
+            guardrails={"clicks": -0.01},
             trials=500,
         ).save(study_path)
     for line in study_lines(study)[: 3 + len(study.banners)]:
