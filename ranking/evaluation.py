@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ranking.batches import Progress, silent
 from ranking.bootstrap import AUC, GAUC, PCOC, LogLoss, user_bootstrap
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
@@ -13,8 +14,9 @@ from ranking.features import Arrays
 from ranking.metrics import precision_at
 from ranking.run import Run
 from ranking.scoring import context_arrays
+from ranking.state import similarity_of
 from ranking.timeline import Timeline
-from ranking.training import Progress, Rows, labelled, silent, similarity_of, training_rows
+from ranking.training import Rows, labelled, training_rows
 
 __all__ = ["HEADS", "RARE", "evaluate_run", "frozen_rows"]
 

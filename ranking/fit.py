@@ -11,6 +11,7 @@ import numpy as np
 
 from lookalike.representation import UserRepresentation, user_inputs
 from ranking.baselines import Logistic, Popularity
+from ranking.batches import Progress, silent, tf_function
 from ranking.data.tables import Dataset
 from ranking.features import Encoder
 from ranking.fusion import FusionWeights
@@ -19,11 +20,8 @@ from ranking.run import Run, Scales, parameters_hash, save_run
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
 from ranking.training import (
-    Progress,
     Rows,
     Settings,
-    silent,
-    tf_function,
     train_esmm,
     train_lookalike,
     train_representation,

@@ -15,6 +15,7 @@ from esmm.embedding import Feature
 from lookalike.similarity import LookalikeModel
 from ranking.atomic import atomic_directory
 from ranking.baselines import Logistic, Popularity
+from ranking.batches import tf_function
 from ranking.data.schema import Schema, load_schema
 from ranking.errors import UserError
 from ranking.features import Arrays, Encoder
@@ -23,7 +24,6 @@ from ranking.model import SimilarityScale, build_ranker, esmm_features
 from ranking.state import State, StateBuilder, in_batches
 from ranking.statistics import StatisticTable
 from ranking.timeline import Timeline
-from ranking.training import tf_function
 
 __all__ = ["Run", "Scales", "load_run", "load_state", "parameters_hash", "save_run", "save_state"]
 

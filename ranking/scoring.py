@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 
+from ranking.batches import Progress, silent
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
 from ranking.features import Arrays
 from ranking.fusion import fuse
 from ranking.run import Run
-from ranking.state import State
+from ranking.state import State, similarity_of
 from ranking.timeline import Timeline
-from ranking.training import Progress, silent, similarity_of
 
 __all__ = ["context_arrays", "score_candidates", "score_rows"]
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from lookalike.clustering import cluster
 from ranking.features import Arrays, Encoder, gather
 from ranking.statistics import StatisticCounter, StatisticTable
 from ranking.timeline import Timeline
 
-__all__ = ["State", "StateBuilder", "in_batches"]
+__all__ = ["State", "StateBuilder", "in_batches", "similarity_of"]
 
 LLOYD_ITERATIONS = 10
 
@@ -179,3 +180,30 @@ class StateBuilder:
             prices=self.prices,
             statistics=statistics,
         )
+
+
+def similarity_of(lookalike: Any, state: State, user: np.ndarray, item: np.ndarray) -> Arrays:
+    """Raw similarity (0 where there is none) and `has_similarity`, both float32 `[n]`, of (user row, item row)."""
+    has = state.centroid_counts[item].sum(axis=1) > 0
+    similarity = np.zeros(len(user), np.float32)
+    some = np.flatnonzero(has)
+    some = some[np.argsort(item[some], kind="stable")]  # rows of one item together: its centroids stay in the cache
+
+    _, k, h = state.centroids.shape
+    m = state.user_vectors.shape[1]
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, m]),
+            tf.TensorSpec([None, k, h]),
+            tf.TensorSpec([None, k], tf.bool),
+        ]
+    )
+    def score(vectors: tf.Tensor, centroids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        return lookalike({"user": vectors, "centroids": centroids, "centroid_mask": mask})
+
+    for start in range(0, len(some), 4096):
+        rows = some[start : start + 4096]
+        mask = state.centroid_counts[item[rows]] > 0
+        similarity[rows] = score(state.user_vectors[user[rows]], state.centroids[item[rows]], mask)
+    return {"similarity": similarity, "has_similarity": has.astype(np.float32)}

@@ -1,8 +1,7 @@
 """The stages: user representation, look-alike, then ESMM on what the first two say."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -18,40 +17,26 @@ from lookalike.clustering import Clusters, cluster
 from lookalike.representation import UserRepresentation, build_next_item_model
 from lookalike.sampling import limit_positives, sample_negatives
 from lookalike.similarity import LookalikeModel, build_similarity_trainer
+from ranking.batches import Progress, Steps, batches, silent, tf_function
 from ranking.errors import UserError
 from ranking.features import Arrays, Encoder, gather
 from ranking.model import representation_fields
-from ranking.state import LLOYD_ITERATIONS, State, StateBuilder, in_batches
+from ranking.state import LLOYD_ITERATIONS, StateBuilder, in_batches, similarity_of
 from ranking.timeline import Timeline
 
 __all__ = [
-    "Progress",
     "Rows",
     "Settings",
-    "batches",
     "labelled",
-    "silent",
-    "similarity_of",
-    "tf_function",
     "train_esmm",
     "train_lookalike",
     "train_representation",
     "training_rows",
 ]
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
 EPSILON = 1e-5  # of Adam: rows and tasks with few positives have tiny gradients, which 1e-8 makes as loud as any
 NEGATIVES = 10  # a positive, RALM 1.1
 POSITIVES = 50  # a user at most, RALM 1.1
-
-
-def tf_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A graph of the function, traced once for any batch size."""
-    return tf.function(function, reduce_retracing=True)
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Shows nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,58 +93,6 @@ class Rows:
         )
 
 
-def batches(
-    arrays: Mapping[str, np.ndarray],
-    *others: Any,
-    order: np.ndarray,
-    batch_size: int,
-    tables: Mapping[str, tuple[np.ndarray, str]] | None = None,
-) -> tf.data.Dataset:
-    """Batches gathered in the graph: no Python per row, no copy of the data per epoch.
-
-    Args:
-        arrays: dict of arrays `[n, ...]`.
-        *others: targets and sample weights, dicts of arrays `[n]`.
-        order: int64 `[n]`. The rows in the order of this epoch.
-        batch_size: int.
-        tables: name -> (array `[rows, ...]`, name in `arrays` of the row numbers `[n]`): inputs too wide to repeat.
-    """
-    whole = tf.nest.map_structure(tf.constant, (dict(arrays), *others))
-    wide = {name: (tf.constant(table), rows) for name, (table, rows) in (tables or {}).items()}
-
-    def pick(index: tf.Tensor) -> Any:
-        found = tf.nest.map_structure(lambda values: tf.gather(values, index), whole)
-        for name, (table, rows) in wide.items():
-            found[0][name] = tf.gather(table, found[0][rows])
-        for rows in {rows for _, rows in wide.values()}:
-            del found[0][rows]
-        return found if others else found[0]
-
-    dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-    return dataset.map(pick, num_parallel_calls=2).prefetch(2)
-
-
-class _Steps(keras.callbacks.Callback):
-    """Reports progress and measures examples a second."""
-
-    def __init__(self, progress: Progress, stage: str, batch_size: int, examples: int, epochs: int):
-        super().__init__()
-        self.progress, self.stage, self.batch_size = progress, stage, batch_size
-        self.examples, self.total, self.done = examples, examples * epochs, 0
-        self.started = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Tells how many examples have been seen."""
-        self.done = min(self.done + self.batch_size, self.total)
-        if batch % 10 == 0 or self.done == self.total:
-            self.progress(self.stage, self.done, self.total)
-
-    @property
-    def per_second(self) -> float:
-        """Examples a second since the start."""
-        return self.done / (time.perf_counter() - self.started)
-
-
 def train_representation(
     timeline: Timeline, encoder: Encoder, settings: Settings, *, seed: int = 0, progress: Progress = silent
 ) -> tuple[UserRepresentation, dict[str, Any]]:
@@ -207,7 +140,7 @@ def train_representation(
     layer = UserRepresentation(representation_fields(timeline.schema, encoder))
     model = build_next_item_model(layer, items + 2)
     model.compile(RowAdam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    steps = _Steps(progress, "user representation", 512, len(chosen), settings.representation_epochs)
+    steps = Steps(progress, "user representation", 512, len(chosen), settings.representation_epochs)
     history = []
     for _ in range(settings.representation_epochs):
         negatives = sample_negatives(items, (len(chosen), NEGATIVES), generator) + 2
@@ -291,7 +224,7 @@ def train_lookalike(
     layer.build()
     rate = float(np.clip(label.mean(), 1e-6, 1 - 1e-6))
     trainer: keras.Model | None = None
-    steps = _Steps(progress, "look-alike", 512, len(user), settings.lookalike_epochs)
+    steps = Steps(progress, "look-alike", 512, len(user), settings.lookalike_epochs)
     history = []
     for _ in range(settings.lookalike_epochs):  # the embedding space has moved: cluster again
         transformed = in_batches(lambda batch: layer.transform(batch["user"]), {"user": seed_vectors})
@@ -335,33 +268,6 @@ def _cluster_means(vectors: np.ndarray, offsets: np.ndarray, found: Clusters) ->
     )
     means = (members @ vectors) / np.maximum(found.counts.reshape(-1, 1), 1)
     return means.reshape(items, k, -1).astype(np.float32)
-
-
-def similarity_of(lookalike: LookalikeModel, state: State, user: np.ndarray, item: np.ndarray) -> Arrays:
-    """Raw similarity (0 where there is none) and `has_similarity`, both float32 `[n]`, of (user row, item row)."""
-    has = state.centroid_counts[item].sum(axis=1) > 0
-    similarity = np.zeros(len(user), np.float32)
-    some = np.flatnonzero(has)
-    some = some[np.argsort(item[some], kind="stable")]  # rows of one item together: its centroids stay in the cache
-
-    _, k, h = state.centroids.shape
-    m = state.user_vectors.shape[1]
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, m]),
-            tf.TensorSpec([None, k, h]),
-            tf.TensorSpec([None, k], tf.bool),
-        ]
-    )
-    def score(vectors: tf.Tensor, centroids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        return lookalike({"user": vectors, "centroids": centroids, "centroid_mask": mask})
-
-    for start in range(0, len(some), 4096):
-        rows = some[start : start + 4096]
-        mask = state.centroid_counts[item[rows]] > 0
-        similarity[rows] = score(state.user_vectors[user[rows]], state.centroids[item[rows]], mask)
-    return {"similarity": similarity, "has_similarity": has.astype(np.float32)}
 
 
 def training_rows(
@@ -463,7 +369,7 @@ def train_esmm(
         return batches(arrays, labels, weights, order=order, batch_size=size)
 
     generator = np.random.default_rng(seed)
-    steps = _Steps(progress, stage, settings.batch_size, len(rows.row), settings.epochs)
+    steps = Steps(progress, stage, settings.batch_size, len(rows.row), settings.epochs)
     history: list[float] = []
     validated: list[float] = []
     best: Any = None

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from ranking.training import _lookalike_samples, batches
+from ranking.batches import batches
+from ranking.training import _lookalike_samples
 
 TOML = """schema_version = 1
 time = "ordinal"
