@@ -110,9 +110,10 @@ class ServedRanker(tf.Module):
     def __init__(self, run: Run):
         super().__init__()
         state, schema = run.state, run.schema
-        self.ranker = run.ranker()
-        # Named one by one: TensorFlow's tracker does not look into every list of layers that Keras keeps.
-        self.parameters = [variable.value for variable in self.ranker.variables]
+        ranker = run.ranker()
+        # Its variables, not the model: tracked itself, it would bring the optimizer's slots into every version.
+        self.parameters = [variable.value for variable in ranker.variables]
+        self.ranker = lambda arrays: ranker({tensor.name: arrays[tensor.name] for tensor in ranker.inputs})
         self.weights = run.weights
         self.similarity_mean = run.scales.similarity[0]
         self.user_lookup = _Lookup(state.user_ids, "user ids")
@@ -186,7 +187,7 @@ class ServedRanker(tf.Module):
             arrays[name] = tf.gather(values, tf.where(found, place, size))
         if self.has_price:
             arrays["price"] = tf.where(tf.math.is_nan(inputs["price"]), arrays["price"], inputs["price"])
-        found = self.ranker({tensor.name: arrays[tensor.name] for tensor in self.ranker.inputs})
+        found = self.ranker(arrays)
         if weights is not None:
             parts = {name: found[name] for name in ("similarity", "pctr", "pcvr")}
             parts["has_similarity"] = arrays["has_similarity"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import urllib.error
 import urllib.request
@@ -290,6 +291,17 @@ def test_weights_out_of_bounds_are_refused(tiny, connect, bad):
 def test_impossible_prices_are_refused(tiny, connect, price):
     with pytest.raises(InvalidArgument, match="price: should be finite"):
         connect("seedrank").rank(tiny.user_ids[0], [tiny.item_ids[0]], context={"tab": "home"}, price=[price])
+
+
+def test_a_version_holds_what_it_needs_and_no_more(tiny, models):
+    """The optimizer's slots are two more copies of every parameter."""
+    import tensorflow as tf
+
+    (version,) = versions(models / "seedrank")
+    stored = tf.train.list_variables(str(models / "seedrank" / str(version) / "variables" / "variables"))
+    size = sum(math.prod(shape) for name, shape in stored if name.startswith("parameters/"))
+    assert size == sum(math.prod(variable.shape) for variable in tiny.run.ranker().variables)
+    assert not [name for name, _ in stored if "optimizer" in name or name.startswith("ranker")]
 
 
 def test_status_and_metadata(connect, server):
