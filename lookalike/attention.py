@@ -1,6 +1,6 @@
 """RALM's three attentions: over a user's fields, over an item's seeds, and over the seeds as one user sees them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -69,14 +69,18 @@ class AttentionMerge(keras.layers.Layer):
 class GlobalAttention(keras.layers.Layer):
     """Summary of an item's seeds that is the same for every target user.
 
-    With centroids `E`, `[k, dim]`:
+    With centroids `E`, `[k, dim]`, of `n` seeds each:
 
-        a = softmax(tanh(E W^T) w),   output = a E
+        a = softmax(tanh(E W^T) w + size_bias log n),   output = a E
 
     It may be made ahead of time, once per item; it works for any `k`.
 
     Args:
         units: int. Rows of `W`, `[units, dim]`. Defaults to `64`.
+        average: bool. Whether all centroids weigh alike and there is nothing to learn: the average pooling that RALM
+            is compared with. Defaults to `False`.
+        size_bias: bool. Whether a centroid counts by its number of seeds. Without it the centroid of a million seeds
+            weighs as much as one of ten. Defaults to `False`, as in the paper.
         kernel_initializer: str or initializer. Of `W` and `w`. Defaults to `"glorot_uniform"`.
 
     Returns:
@@ -89,25 +93,37 @@ class GlobalAttention(keras.layers.Layer):
     Departs from the paper: its printed shapes do not multiply; this is the self-attention pooling of its figure 4.
     """
 
-    def __init__(self, units: int = 64, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        units: int = 64,
+        average: bool = False,
+        size_bias: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.units = _positive("units", units)
+        self.units, self.average, self.size_bias = _positive("units", units), bool(average), bool(size_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create `W` and `w`."""
         dim = _last_of_three("centroids", input_shape, "[batch, k, dim]")
-        self.kernel = self.add_weight(shape=(self.units, dim), initializer=self.kernel_initializer, name="kernel")
-        self.query = self.add_weight(shape=(self.units, 1), initializer=self.kernel_initializer, name="query")
+        if not self.average:
+            self.kernel = self.add_weight(shape=(self.units, dim), initializer=self.kernel_initializer, name="kernel")
+            self.query = self.add_weight(shape=(self.units, 1), initializer=self.kernel_initializer, name="query")
 
     def attention(self, centroids: Any, mask: Any = None) -> Any:
         """Weight of each centroid, `[batch, k]`."""
-        hidden = ops.tanh(ops.matmul(centroids, ops.transpose(self.kernel)))  # [batch, k, units]
-        return _masked_softmax(ops.squeeze(ops.matmul(hidden, self.query), -1), mask)  # [batch, k]
+        if self.average:
+            logits = ops.zeros_like(centroids[..., 0])  # [batch, k]
+        else:
+            hidden = ops.tanh(ops.matmul(centroids, ops.transpose(self.kernel)))  # [batch, k, units]
+            logits = ops.squeeze(ops.matmul(hidden, self.query), -1)  # [batch, k]
+        return _masked_softmax(_by_size(logits, mask) if self.size_bias else logits, mask)
 
     def call(self, centroids: Any, mask: Any = None) -> Any:
-        """Summarise `centroids` `[batch, k, dim]`; `mask` `[batch, k]` is 0 where there is none."""
+        """Summarise `centroids` `[batch, k, dim]`; `mask` `[batch, k]` holds their seeds, 0 where there is none."""
         return _pool(self.attention(centroids, mask), centroids)  # [batch, dim]
 
     def compute_mask(self, *args: Any, **kwargs: Any) -> None:
@@ -115,50 +131,68 @@ class GlobalAttention(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        initializer = keras.initializers.serialize(self.kernel_initializer)
-        return {**super().get_config(), "units": self.units, "kernel_initializer": initializer}
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "average": self.average,
+            "size_bias": self.size_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
 
 
 @keras.saving.register_keras_serializable(package="lookalike")
 class LocalAttention(keras.layers.Layer):
     """Summary of an item's seeds as one target user sees them.
 
-    With centroids `E` of shape `[k, dim]` and target user `u`:
+    With centroids `E` of shape `[k, dim]`, of `n` seeds each, and target user `u`:
 
-        a = softmax(tanh(E W u)),   output = a E
+        a = softmax(squash(E W u) + size_bias log n),   output = a E
 
     `W u` comes first, once per user: `dim` times fewer multiplications than `E W` for every item. One user (batch 1)
     broadcasts over the items.
 
     Args:
-        squash: bool. Whether to take the tanh. It caps the weight of one centroid of 20 at 0.28; without it the
-            attention can focus. Defaults to `True`, as in the paper.
+        squash: str. `"tanh"`, as in the paper: two weights differ by at most e^2, so that the best of 20 centroids
+            gets 0.28 at most and the best of 100 0.07; `"tempered"`: a learned multiple of the tanh, which may focus
+            as far as it pays; `"linear"`: none, which focuses freely and is less stable. Defaults to `"tanh"`.
+        size_bias: bool. As in `GlobalAttention`; without `squash` the local attention is then that over the seeds
+            themselves, each standing at its centroid. Defaults to `False`.
         kernel_initializer: str or initializer. Of `W`, `[dim, dim]`. Defaults to `"glorot_uniform"`.
 
     Returns:
         Tensor `[batch, dim]`; zeros where every centroid is masked.
 
     Raises:
-        ValueError: if the shapes are not `[batch or 1, dim]` and `[batch, k, dim]`.
+        ValueError: if `squash` is unknown, or the shapes are not `[batch or 1, dim]` and `[batch, k, dim]`.
 
     Reference: Liu et al., KDD 2019, equation 9.
     Departs from the paper: masked centroids get no weight.
     """
 
-    def __init__(self, squash: bool = True, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        squash: Literal["tanh", "tempered", "linear"] = "tanh",
+        size_bias: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if squash not in ("tanh", "tempered", "linear"):
+            raise ValueError(f"`squash` should be 'tanh', 'tempered' or 'linear'. Received: squash={squash!r}.")
         self.supports_masking = True
-        self.squash = bool(squash)
+        self.squash, self.size_bias = squash, bool(size_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, user_shape: tuple[int | None, ...], centroids_shape: tuple[int | None, ...]) -> None:
-        """Create `W`."""
+        """Create `W`, and the temperature where it is learned."""
         dim = _last_of_three("centroids", centroids_shape, "[batch, k, dim]")
         if len(user_shape) != 2 or user_shape[-1] != dim:
             raise ValueError(
                 f"`user` should have shape [batch, {dim}], the width of `centroids`. Received: {user_shape}."
             )
         self.kernel = self.add_weight(shape=(dim, dim), initializer=self.kernel_initializer, name="kernel")
+        if self.squash == "tempered":
+            self.temperature = self.add_weight(shape=(), initializer="ones", name="temperature")
 
     def attention(self, user: Any, centroids: Any, mask: Any = None) -> Any:
         """Weight of each centroid for this user, `[batch, k]`."""
@@ -166,10 +200,14 @@ class LocalAttention(keras.layers.Layer):
         # One user: a single large product, twice as fast as one small product for each item.
         column = ops.transpose(query) if query.shape[0] == 1 else ops.expand_dims(query, -1)
         logits = ops.squeeze(ops.matmul(centroids, column), -1)  # [batch, k]
-        return _masked_softmax(ops.tanh(logits) if self.squash else logits, mask)
+        if self.squash != "linear":
+            logits = ops.tanh(logits)
+        if self.squash == "tempered":
+            logits = self.temperature * logits
+        return _masked_softmax(_by_size(logits, mask) if self.size_bias else logits, mask)
 
     def call(self, user: Any, centroids: Any, mask: Any = None) -> Any:
-        """Summarise `centroids` `[batch, k, dim]` for `user` `[batch or 1, dim]`; `mask` is `[batch, k]`."""
+        """Summarise `centroids` `[batch, k, dim]` for `user` `[batch or 1, dim]`; `mask` as in `GlobalAttention`."""
         return _pool(self.attention(user, centroids, mask), centroids)  # [batch, dim]
 
     def compute_mask(self, *args: Any, **kwargs: Any) -> None:
@@ -177,8 +215,19 @@ class LocalAttention(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        initializer = keras.initializers.serialize(self.kernel_initializer)
-        return {**super().get_config(), "squash": self.squash, "kernel_initializer": initializer}
+        return {
+            **super().get_config(),
+            "squash": self.squash,
+            "size_bias": self.size_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+def _by_size(logits: Any, counts: Any) -> Any:
+    """Logits `[batch, k]` raised by the logarithm of the seed counts; alike where there are none given."""
+    if counts is None:
+        return logits
+    return logits + ops.log(ops.maximum(ops.cast(counts, logits.dtype), 1))
 
 
 def _masked_softmax(logits: Any, mask: Any) -> Any:

@@ -18,21 +18,26 @@ class LookalikeModel(keras.layers.Layer):
     One dense layer, shared by target users and seeds against overfitting, transforms the user embeddings; an item is
     known by the centroids of its transformed seeds. With transformed user `u` and centroids `E`:
 
-        similarity = alpha cos(u, global(E)) + beta cos(u, local(E, u))
+        similarity = alpha cos(u, global(E)) + (1 - alpha) cos(u, local(E, u))
+
+    Nothing in it knows how many centroids there are: `k` may be 20 while it is trained and 100 where it serves.
 
     Args:
         user_dim: int. Width of the user embeddings.
         hidden: int. Width of the transformed embeddings. Defaults to `128`.
-        activation: str. `"prelu"` or `"relu"`. Defaults to `"prelu"`.
-        dropout: float. Rate behind the shared layer. Defaults to `0.1`.
-        alpha: float. Share of the global part. Defaults to `0.3`.
-        beta: float. Share of the local part; the two sum to 1. Defaults to `0.7`.
-        squash: bool. As in `LocalAttention`. Defaults to `True`.
+        activation: str. `"prelu"`, as in the authors' post, or `"relu"`, as in the paper, which leaves all embeddings
+            in one orthant. Defaults to `"prelu"`.
+        dropout: float. Rate behind the shared layer: few items have many samples, and it overfits to them. The authors
+            added it after the paper. Defaults to `0.1`.
+        alpha: float or `"learned"`. Share of the global part; learned, it starts at the paper's 0.3. Defaults to `0.3`.
+        attention: str. How the centroids are weighed: `"tanh"`, `"tempered"` or `"linear"` as in `LocalAttention`;
+            or `"average"`, all alike in both parts: RALM with average pooling. Defaults to `"tanh"`.
+        size_bias: bool. Whether centroids weigh by their seeds, as in `GlobalAttention`. Defaults to `False`.
 
     Call arguments:
         inputs: dict of `user` `[batch or 1, user_dim]`, as the representation made them; `centroids`
-            `[batch, k, hidden]`, transformed; `centroid_mask` `[batch, k]`, 0 where there is none; and optionally
-            `global_embedding` `[batch, hidden]`, where `summarize` was called ahead of time.
+            `[batch, k, hidden]`, transformed; `centroid_counts` `[batch, k]`, their seeds, 0 where there is none; and
+            optionally `global_embedding` `[batch, hidden]`, where `summarize` was called ahead of time.
 
     Returns:
         float32 tensor `[batch]` in [-1, 1]; exactly 0 for an item without centroids.
@@ -42,7 +47,7 @@ class LookalikeModel(keras.layers.Layer):
 
     Example:
         >>> layer = LookalikeModel(user_dim=16, hidden=8)
-        >>> seeds = {"centroids": ops.ones((3, 4, 8)), "centroid_mask": ops.ones((3, 4))}
+        >>> seeds = {"centroids": ops.ones((3, 4, 8)), "centroid_counts": ops.ones((3, 4))}
         >>> layer({"user": ops.ones((1, 16)), **seeds}).shape
         TensorShape([3])
 
@@ -55,9 +60,9 @@ class LookalikeModel(keras.layers.Layer):
         hidden: int = 128,
         activation: Literal["prelu", "relu"] = "prelu",
         dropout: float = 0.1,
-        alpha: float = 0.3,
-        beta: float = 0.7,
-        squash: bool = True,
+        alpha: float | Literal["learned"] = 0.3,
+        attention: Literal["tanh", "tempered", "linear", "average"] = "tanh",
+        size_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -68,16 +73,22 @@ class LookalikeModel(keras.layers.Layer):
             raise ValueError(f"`activation` should be 'prelu' or 'relu'. Received: activation={activation!r}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` should be in [0, 1). Received: dropout={dropout}.")
-        if alpha < 0 or beta < 0 or abs(alpha + beta - 1) > 1e-6:
+        if alpha != "learned" and (isinstance(alpha, str) or not 0 <= alpha <= 1):
+            raise ValueError(f"`alpha` should be 'learned' or a share in [0, 1]. Received: alpha={alpha!r}.")
+        if attention not in ("tanh", "tempered", "linear", "average"):
             raise ValueError(
-                f"`alpha` and `beta` should be shares that sum to 1. Received: alpha={alpha}, beta={beta}."
+                f"`attention` should be 'tanh', 'tempered', 'linear' or 'average'. Received: attention={attention!r}."
             )
         self.user_dim, self.hidden, self.activation, self.dropout = user_dim, hidden, activation, dropout
-        self.alpha, self.beta, self.squash = alpha, beta, squash
+        self.alpha, self.attention, self.size_bias = alpha, attention, bool(size_bias)
         self.projection = keras.layers.Dense(hidden, name="projection")
         self.dropout_layer = keras.layers.Dropout(dropout, name="dropout")
-        self.global_attention = GlobalAttention(name="global_attention")
-        self.local_attention = LocalAttention(squash, name="local_attention")
+        average = attention == "average"
+        self.global_attention = GlobalAttention(average=average, size_bias=size_bias, name="global_attention")
+        # Averaged, both parts are one and the same.
+        self.local_attention = None
+        if attention != "average":
+            self.local_attention = LocalAttention(attention, size_bias, name="local_attention")
 
     def build(self, input_shape: Any = None) -> None:
         """Create the shared layer and both attentions; all widths are known beforehand."""
@@ -88,8 +99,12 @@ class LookalikeModel(keras.layers.Layer):
         self.projection.build((None, self.user_dim))
         if self.activation == "prelu":
             self.slope = self.add_weight(shape=(self.hidden,), initializer=_constant(0.25), name="slope")
+        if self.alpha == "learned" and self.local_attention is not None:
+            start = float(np.log(0.3 / 0.7))
+            self.share_logit = self.add_weight(shape=(), initializer=_constant(start), name="share_logit")
         self.global_attention.build((None, None, self.hidden))
-        self.local_attention.build((None, self.hidden), (None, None, self.hidden))
+        if self.local_attention is not None:
+            self.local_attention.build((None, self.hidden), (None, None, self.hidden))
 
     def transform(self, embeddings: Any, training: bool | None = None) -> Any:
         """User embeddings `[..., user_dim]` -> `[..., hidden]`: what seeds are clustered in."""
@@ -101,19 +116,32 @@ class LookalikeModel(keras.layers.Layer):
             positive = positive - self.slope * ops.relu(-outputs)
         return self.dropout_layer(positive, training=training)
 
-    def summarize(self, centroids: Any, mask: Any) -> Any:
+    def summarize(self, centroids: Any, counts: Any) -> Any:
         """Global embeddings `[items, hidden]`, which no target user enters."""
         if not self.built:
             self.build()
-        return self.global_attention(centroids, mask=mask)
+        return self.global_attention(centroids, mask=counts)
+
+    def global_share(self) -> float:
+        """`alpha` as it is now: 1 where the seeds are averaged and there is no local part."""
+        if self.local_attention is None:
+            return 1.0
+        if self.alpha != "learned":
+            return float(self.alpha)
+        if not self.built:
+            self.build()
+        return float(ops.sigmoid(self.share_logit))
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Similarity of each user to the item beside it, or of one user to all items."""
-        centroids, mask = inputs["centroids"], inputs["centroid_mask"]  # [batch, k, hidden], [batch, k]
+        centroids, counts = inputs["centroids"], inputs["centroid_counts"]  # [batch, k, hidden], [batch, k]
         user = self.transform(inputs["user"], training=training)  # [batch or 1, hidden]
-        summary = inputs["global_embedding"] if "global_embedding" in inputs else self.summarize(centroids, mask)
-        personal = self.local_attention(user, centroids, mask=mask)  # [batch, hidden]
-        similarity = self.alpha * cosine(user, summary) + self.beta * cosine(user, personal)  # [batch]
+        summary = inputs["global_embedding"] if "global_embedding" in inputs else self.summarize(centroids, counts)
+        similarity = cosine(user, summary)  # [batch]
+        if self.local_attention is not None:
+            alpha = ops.sigmoid(self.share_logit) if self.alpha == "learned" else self.alpha
+            personal = self.local_attention(user, centroids, mask=counts)  # [batch, hidden]
+            similarity = alpha * similarity + (1 - alpha) * cosine(user, personal)
         return ops.clip(similarity, -1.0, 1.0)  # rounding may pass 1
 
     def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
@@ -122,13 +150,13 @@ class LookalikeModel(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        names = ("user_dim", "hidden", "activation", "dropout", "alpha", "beta", "squash")
+        names = ("user_dim", "hidden", "activation", "dropout", "alpha", "attention", "size_bias")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @keras.saving.register_keras_serializable(package="lookalike")
 class SimilarityLogit(keras.layers.Layer):
-    """What the look-alike model is trained on: the logit of a click.
+    """What the look-alike model is trained on: the logit of a click, or of each of several items.
 
         logit = scale * similarity + bias
 
@@ -147,10 +175,12 @@ class SimilarityLogit(keras.layers.Layer):
     Call arguments:
         inputs: dict of `user` `[batch, user_dim]`, `centroids` `[batch, k, user_dim]`, untransformed, `counts`
             `[batch, k]`, `own_cluster` int32 `[batch]` (-1: not a seed) and `own_embedding` `[batch, user_dim]`, the
-            user as he was clustered, untransformed.
+            user as he was clustered, untransformed. With several items a user all but `user` and `own_embedding` have
+            one more axis behind the first, `[batch, items, ...]`.
 
     Returns:
-        float32 tensor `[batch, 1]`: on rank 1, Keras' losses would weight the mean instead of the rows.
+        float32 tensor `[batch, 1]` (on rank 1, Keras' losses would weight the mean instead of the rows), or
+        `[batch, items]`.
 
     Reference: Liu et al., KDD 2019, equation 11.
     Departs from the paper: scale, bias, leave-one-out, and centroids transformed after averaging while training.
@@ -167,22 +197,38 @@ class SimilarityLogit(keras.layers.Layer):
         if not self.lookalike.built:
             self.lookalike.build()
         self.logit_scale = self.add_weight(shape=(), initializer=_constant(self.scale), name="logit_scale")
-        self.logit_bias = self.add_weight(shape=(), initializer=_constant(self.bias), name="logit_bias")
+        # A softmax does not see a constant: with several items there is no bias to learn.
+        self.logit_bias = None
+        if len(input_shape["centroids"]) == 3:
+            self.logit_bias = self.add_weight(shape=(), initializer=_constant(self.bias), name="logit_bias")
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
-        """Logit of each row."""
-        centroids, mask = leave_one_out(
+        """Logit of each row, or of each item of each row."""
+        if self.logit_bias is not None:
+            similarity = self._similarity(inputs, training)  # [batch]
+            return ops.expand_dims(self.logit_scale * similarity + self.logit_bias, -1)  # [batch, 1]
+        items, k, dim = inputs["centroids"].shape[1:]
+        flat = {
+            "centroids": ops.reshape(inputs["centroids"], (-1, k, dim)),  # [batch * items, k, dim]
+            "counts": ops.reshape(inputs["counts"], (-1, k)),
+            "own_cluster": ops.reshape(inputs["own_cluster"], (-1,)),
+            **{name: ops.repeat(inputs[name], items, axis=0) for name in ("user", "own_embedding")},
+        }
+        return self.logit_scale * ops.reshape(self._similarity(flat, training), (-1, items))  # [batch, items]
+
+    def _similarity(self, inputs: dict[str, Any], training: bool | None) -> Any:
+        centroids, counts = leave_one_out(
             inputs["centroids"], inputs["counts"], inputs["own_cluster"], inputs["own_embedding"]
         )
         seeds = self.lookalike.transform(centroids, training=training)  # [batch, k, hidden]
-        similarity = self.lookalike(
-            {"user": inputs["user"], "centroids": seeds, "centroid_mask": mask}, training=training
+        return self.lookalike(
+            {"user": inputs["user"], "centroids": seeds, "centroid_counts": counts}, training=training
         )
-        return ops.expand_dims(self.logit_scale * similarity + self.logit_bias, -1)  # [batch, 1]
 
     def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
-        """Shape `[batch, 1]`."""
-        return (input_shape["user"][0], 1)
+        """Shape `[batch, 1]` or `[batch, items]`."""
+        shape = input_shape["centroids"]
+        return (input_shape["user"][0], shape[1] if len(shape) == 4 else 1)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -196,26 +242,37 @@ class SimilarityLogit(keras.layers.Layer):
 
 
 def build_similarity_trainer(
-    lookalike: LookalikeModel, bias: float = 0.0, name: str = "similarity_trainer"
+    lookalike: LookalikeModel, bias: float = 0.0, items: int = 1, *, k: int | None = None, name: str = "similarity"
 ) -> keras.Model:
     """Functional model around `SimilarityLogit`.
 
     Compile it with `BinaryCrossentropy(from_logits=True)`; cluster the seeds again, and feed new centroids, after every
-    epoch: the embedding space has moved.
+    epoch: the embedding space has moved. With `items` above 1 it is the multi-class task of the authors' post, "whose
+    seeds does this user belong to": the item he clicked in column 0, others beside it,
+    `SparseCategoricalCrossentropy(from_logits=True)` and labels 0. It learns an order and no probability, so it suits
+    logs without refusals; where these are logged the binary task also learns from them.
 
     Args:
         lookalike: `LookalikeModel`. Trained in place.
         bias: float. As in `SimilarityLogit`. Defaults to `0.0`.
-        name: str. Name of the model. Defaults to `"similarity_trainer"`.
+        items: int. Items a row. Defaults to `1`: the binary task of the paper.
+        k: int or `None`. Centroids an item; needed where `items` is above 1. Defaults to `None`: any.
+        name: str. Name of the model. Defaults to `"similarity"`.
 
     Returns:
-        Model of the inputs of `SimilarityLogit`, by name -> logit float32 `[batch, 1]`.
+        Model of the inputs of `SimilarityLogit`, by name -> logit float32 `[batch, items]`.
+
+    Raises:
+        ValueError: if `items` is not positive, or above 1 without `k`.
     """
+    if items < 1 or (items > 1 and not k):
+        raise ValueError(f"`items` should be positive, and above 1 with a `k`. Received: items={items}, k={k}.")
+    several = (items,) if items > 1 else ()
     inputs = {
         "user": keras.Input((lookalike.user_dim,), name="user"),
-        "centroids": keras.Input((None, lookalike.user_dim), name="centroids"),
-        "counts": keras.Input((None,), name="counts"),
-        "own_cluster": keras.Input((), dtype="int32", name="own_cluster"),
+        "centroids": keras.Input((*several, k, lookalike.user_dim), name="centroids"),
+        "counts": keras.Input((*several, k), name="counts"),
+        "own_cluster": keras.Input(several, dtype="int32", name="own_cluster"),
         "own_embedding": keras.Input((lookalike.user_dim,), name="own_embedding"),
     }
     return keras.Model(inputs, SimilarityLogit(lookalike, bias=bias, name="logit")(inputs), name=name)
@@ -234,15 +291,14 @@ def leave_one_out(centroids: Any, counts: Any, own_cluster: Any, own_embedding: 
         own_embedding: tensor `[batch, hidden]`. The user as he was clustered; ignored for -1.
 
     Returns:
-        `(centroids, mask)`: `[batch, k, hidden]` and float32 0/1 `[batch, k]`.
+        `(centroids, counts)`: `[batch, k, hidden]` and float32 `[batch, k]`, the seeds that are left.
     """
     sizes = ops.cast(counts, "float32")  # [batch, k]
     index = ops.expand_dims(ops.cast(own_cluster, "int32"), -1)  # [batch, 1]
     own = ops.cast(ops.equal(ops.arange(ops.shape(sizes)[1], dtype="int32"), index), "float32")  # [batch, k]
     step = own / ops.maximum(sizes - 1, 1)  # [batch, k], 0 for all centroids but his own
     difference = centroids - ops.expand_dims(own_embedding, 1)  # [batch, k, hidden]
-    left = ops.cast(ops.greater(sizes - own, 0), "float32")
-    return centroids + ops.expand_dims(step, -1) * difference, left
+    return centroids + ops.expand_dims(step, -1) * difference, ops.maximum(sizes - own, 0)
 
 
 def cosine(a: Any, b: Any) -> Any:

@@ -125,7 +125,7 @@ class ServedRanker(tf.Module):
         mask = state.centroid_counts > 0
         items |= {
             "centroids": self.item_lookup.table(state.centroids),
-            "centroid_mask": self.item_lookup.table(mask),
+            "centroid_counts": self.item_lookup.table(state.centroid_counts.astype(np.float32)),
             "has_similarity": self.item_lookup.table(np.asarray(mask.any(axis=1), np.float32)),
             "log_seed_count": self.item_lookup.table(
                 np.asarray((np.log1p(state.seed_counts).astype(np.float32) - count_mean) / count_sd, np.float32)

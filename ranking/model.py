@@ -105,17 +105,21 @@ def build_ranker(
 
     Returns:
         A keras.Model from a dict (features without the similarity, `user_vector` [B, m], `centroids` [B, k, h],
-        `centroid_mask` [B, k], `has_similarity` [B], `log_seed_count` [B], `price` [B]) to a dict of float32 [B]:
+        `centroid_counts` [B, k], `has_similarity` [B], `log_seed_count` [B], `price` [B]) to a dict of float32 [B]:
         similarity, pctr, pcvr, pctcvr, score. A missing price is NaN.
     """
     m, k, h = shape
     inputs = feature_inputs([feature for feature in features if feature.name != "similarity"])
     inputs["user_vector"] = keras.Input((m,), dtype="float32", name="user_vector")
     inputs["centroids"] = keras.Input((k, h), dtype="float32", name="centroids")
-    inputs["centroid_mask"] = keras.Input((k,), dtype="bool", name="centroid_mask")
+    inputs["centroid_counts"] = keras.Input((k,), dtype="float32", name="centroid_counts")
     inputs["price"] = keras.Input((), dtype="float32", name="price")
     similarity = lookalike(
-        {"user": inputs["user_vector"], "centroids": inputs["centroids"], "centroid_mask": inputs["centroid_mask"]}
+        {
+            "user": inputs["user_vector"],
+            "centroids": inputs["centroids"],
+            "centroid_counts": inputs["centroid_counts"],
+        }
     )
     esmm_inputs = {name: value for name, value in inputs.items() if name in {f.name for f in features}}
     esmm_inputs["similarity"] = similarity_scale(similarity, inputs["has_similarity"])

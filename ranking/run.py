@@ -262,7 +262,7 @@ def _lookalike_as_model(run: Run) -> keras.Model:
     inputs = {
         "user": keras.Input((run.state.user_vectors.shape[1],), name="user"),
         "centroids": keras.Input((k, h), name="centroids"),
-        "centroid_mask": keras.Input((k,), dtype="bool", name="centroid_mask"),
+        "centroid_counts": keras.Input((k,), name="centroid_counts"),
     }
     return keras.Model(inputs, run.lookalike(inputs))
 

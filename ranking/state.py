@@ -196,14 +196,14 @@ def similarity_of(lookalike: Any, state: State, user: np.ndarray, item: np.ndarr
         input_signature=[
             tf.TensorSpec([None, m]),
             tf.TensorSpec([None, k, h]),
-            tf.TensorSpec([None, k], tf.bool),
+            tf.TensorSpec([None, k]),
         ]
     )
-    def score(vectors: tf.Tensor, centroids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        return lookalike({"user": vectors, "centroids": centroids, "centroid_mask": mask})
+    def score(vectors: tf.Tensor, centroids: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+        return lookalike({"user": vectors, "centroids": centroids, "centroid_counts": counts})
 
     for start in range(0, len(some), 4096):
         rows = some[start : start + 4096]
-        mask = state.centroid_counts[item[rows]] > 0
-        similarity[rows] = score(state.user_vectors[user[rows]], state.centroids[item[rows]], mask)
+        counts = state.centroid_counts[item[rows]].astype(np.float32)
+        similarity[rows] = score(state.user_vectors[user[rows]], state.centroids[item[rows]], counts)
     return {"similarity": similarity, "has_similarity": has.astype(np.float32)}

@@ -232,7 +232,7 @@ def train_lookalike(
         if trainer is None:
             some = slice(0, 4096)
             seen = {"user": vectors[some], "centroids": found.centroids[item[some]]}
-            mean = float(np.mean(layer({**seen, "centroid_mask": found.counts[item[some]] > 0})))
+            mean = float(np.mean(layer({**seen, "centroid_counts": found.counts[item[some]]})))
             trainer = build_similarity_trainer(layer, bias=float(np.log(rate / (1 - rate)) - 5.0 * mean))
             trainer.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
         own_cluster = np.where(own, np.append(found.assignment, -1)[np.where(own, place, -1)], -1)

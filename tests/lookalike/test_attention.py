@@ -28,7 +28,7 @@ def test_global_by_hand():
     np.testing.assert_allclose(layer(centroids), [[0.68170, 2.63660]], atol=1e-5)
 
 
-@pytest.mark.parametrize(("squash", "expected"), [(True, [0.61351, 0.38649]), (False, [0.62246, 0.37754])])
+@pytest.mark.parametrize(("squash", "expected"), [("tanh", [0.61351, 0.38649]), ("linear", [0.62246, 0.37754])])
 def test_local_by_hand(squash, expected):
     layer = LocalAttention(squash)
     layer.build((None, 2), (None, None, 2))
@@ -100,7 +100,7 @@ def test_rejects_bad_input():
 
 @pytest.mark.parametrize(
     "layer",
-    [AttentionMerge(7, "he_normal"), GlobalAttention(5), LocalAttention(squash=False)],
+    [AttentionMerge(7, "he_normal"), GlobalAttention(5), LocalAttention("tempered", True)],
     ids=["merge", "global", "local"],
 )
 def test_round_trips(layer, tmp_path):

@@ -13,13 +13,13 @@ def rows(batch=4, k=3, user_dim=6, hidden=5, seed=0):
     return {
         "user": rng.normal(size=(batch, user_dim)).astype("float32"),
         "centroids": rng.normal(size=(batch, k, hidden)).astype("float32"),
-        "centroid_mask": np.ones((batch, k), np.float32),
+        "centroid_counts": np.ones((batch, k), np.float32),
     }
 
 
 def trainer_rows(**kwargs):
     inputs = rows(hidden=6, **kwargs)  # untransformed centroids: as wide as a user
-    mask = inputs.pop("centroid_mask")
+    mask = inputs.pop("centroid_counts")
     own = inputs["centroids"][:, 0] + 0.5
     return {**inputs, "counts": 4 * mask, "own_cluster": np.full(len(own), -1, np.int32), "own_embedding": own}
 
@@ -44,10 +44,76 @@ def test_similarity_by_hand():
     # transform (1, -4) = (1, -1) by PReLU with slope 1/4. Global: equal weights on (1, 0) and (0, 1): cos = 0.
     # Local: logits tanh(1) = 0.76159 and -0.76159; weights 0.82101, 0.17899 (e^1.52319 = 4.58682)
     # cos = (0.82101 - 0.17899) / (sqrt 2 * sqrt(0.82101^2 + 0.17899^2)) = 0.64202 / (1.41421 * 0.84029) = 0.54026
-    inputs = {"user": np.array([[1.0, -4.0]]), "centroids": np.eye(2)[None], "centroid_mask": np.ones((1, 2))}
+    inputs = {"user": np.array([[1.0, -4.0]]), "centroids": np.eye(2)[None], "centroid_counts": np.ones((1, 2))}
     inputs = {name: value.astype("float32") for name, value in inputs.items()}
     np.testing.assert_allclose(layer(inputs), [0.7 * 0.54026], atol=1e-5)
     np.testing.assert_allclose(layer.transform(np.array([[1.0, -4.0]], np.float32)), [[1, -1]])
+
+
+def by_hand(**switches):
+    """A model of `[1, 0]` and `[0, 1]`, of 3 seeds and 1, seen by the user `[1, 0]` through identities."""
+    layer = LookalikeModel(2, hidden=2, dropout=0, **switches)
+    layer.build()
+    layer.projection.set_weights([np.eye(2), np.zeros(2)])
+    if layer.local_attention is not None:
+        layer.global_attention.query.assign(np.zeros((64, 1)))
+        layer.local_attention.kernel.assign(np.eye(2))
+    inputs = {"user": np.array([[1, 0]]), "centroids": np.eye(2)[None], "centroid_counts": np.array([[3, 1]])}
+    return layer, {name: value.astype("float32") for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("switches", "expected"),
+    [
+        # Weights (a, b) of the centroids: cos = a / sqrt(a^2 + b^2), so only a : b counts. Global: 1 : 1, cos .70711.
+        # Local, tanh(1) = 0.76159 and 0: e^0.76159 = 2.14168 : 1, cos .90609; .3 * .70711 + .7 * .90609
+        ({}, 0.84640),
+        # e^1 = 2.71828 : 1, cos .93851; .3 * .70711 + .7 * .93851
+        ({"attention": "linear"}, 0.86909),
+        # 1 : 1 in both
+        ({"attention": "average"}, 0.70711),
+        # 3 : 1, cos 3 / sqrt 10: the mean of the four seeds
+        ({"attention": "average", "size_bias": True}, 0.94868),
+        # Global 3 : 1; local 3 * 2.14168 = 6.42504 : 1, cos .98810; .3 * .94868 + .7 * .98810
+        ({"size_bias": True}, 0.97628),
+        # .5 * .70711 + .5 * .90609
+        ({"alpha": 0.5}, 0.80660),
+        # learned, it starts at .3
+        ({"alpha": "learned"}, 0.84640),
+    ],
+)
+def test_switches_by_hand(switches, expected):
+    layer, inputs = by_hand(**switches)
+    np.testing.assert_allclose(layer(inputs), [expected], atol=1e-5)
+
+
+def test_temperature_by_hand():
+    layer, inputs = by_hand(attention="tempered")
+    np.testing.assert_allclose(layer(inputs), [0.84640], atol=1e-5)  # it starts at 1, as tanh
+    # e^(4 * 0.76159) = 21.0379 : 1, cos .99887; .3 * .70711 + .7 * .99887
+    layer.local_attention.temperature.assign(4.0)
+    np.testing.assert_allclose(layer(inputs), [0.91134], atol=1e-5)
+
+
+def test_learned_switches_have_gradients():
+    layer, inputs = LookalikeModel(6, hidden=5, alpha="learned", attention="tempered", size_bias=True), rows()
+    assert abs(layer.global_share() - 0.3) < 1e-6
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(inputs))
+    gradients = tape.gradient(loss, layer.trainable_variables)
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients)
+    layer.share_logit.assign(0.0)
+    assert layer.global_share() == 0.5 and LookalikeModel(6, attention="average").global_share() == 1.0
+
+
+def test_trained_with_few_centroids_serves_many():
+    layer = LookalikeModel(6, hidden=5, attention="tempered", size_bias=True)
+    assert layer(rows(k=3)).shape == layer(rows(k=100)).shape == (4,)
+    # Each centroid twice, with half the seeds: nothing changes.
+    inputs = rows(k=3)
+    inputs["centroid_counts"] = np.array([[4, 2, 6]] * 4, np.float32)
+    twice = {"centroids": np.tile(inputs["centroids"], (1, 2, 1)), "centroid_counts": np.full((4, 6), [2, 1, 3] * 2)}
+    np.testing.assert_allclose(layer({**inputs, **twice}), layer(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["prelu", "relu"])
@@ -58,13 +124,13 @@ def test_one_user_against_many_items(activation):
     values = np.asarray(layer(one))
     assert values.shape == (7,) and np.all(np.abs(values) <= 1)
     np.testing.assert_allclose(values, layer(many), atol=1e-6)
-    ready = layer.summarize(inputs["centroids"], inputs["centroid_mask"])
+    ready = layer.summarize(inputs["centroids"], inputs["centroid_counts"])
     np.testing.assert_allclose(layer({**one, "global_embedding": ready}), values, atol=1e-6)
 
 
 def test_without_centroids_similarity_is_zero_and_gradients_are_finite():
     layer, inputs = LookalikeModel(6, hidden=5, activation="relu", dropout=0), rows()
-    inputs["centroid_mask"][:2] = 0
+    inputs["centroid_counts"][:2] = 0
     inputs["centroids"][0] = 0
     inputs["user"][3] = 0  # zero embedding, zero bias: a user without any length
     with tf.GradientTape() as tape:
@@ -77,18 +143,18 @@ def test_without_centroids_similarity_is_zero_and_gradients_are_finite():
 def test_a_masked_centroid_does_not_matter():
     layer, inputs = LookalikeModel(6, hidden=5), rows()
     more = np.concatenate([inputs["centroids"], np.full((4, 2, 5), 7, np.float32)], axis=1)
-    mask = np.concatenate([inputs["centroid_mask"], np.zeros((4, 2), np.float32)], axis=1)
-    np.testing.assert_allclose(layer({**inputs, "centroids": more, "centroid_mask": mask}), layer(inputs), atol=1e-6)
+    mask = np.concatenate([inputs["centroid_counts"], np.zeros((4, 2), np.float32)], axis=1)
+    np.testing.assert_allclose(layer({**inputs, "centroids": more, "centroid_counts": mask}), layer(inputs), atol=1e-6)
 
 
 def test_leave_one_out_by_hand():
     centroids = np.array([[[2.0], [5.0], [0.0]]] * 3, np.float32)
     counts = np.array([[3, 1, 0]] * 3)
     own = np.array([[4.0], [5.0], [9.0]], np.float32)
-    left, mask = leave_one_out(centroids, counts, np.array([0, 1, -1]), own)
+    left, counts = leave_one_out(centroids, counts, np.array([0, 1, -1]), own)
     # Row 0: (3 * 2 - 4) / 2 = 1. Row 1: a cluster of one is masked. Row 2: no seed, nothing changes.
     np.testing.assert_allclose(np.asarray(left)[:, :, 0], [[1, 5, 0], [2, 5, 0], [2, 5, 0]])
-    np.testing.assert_array_equal(mask, [[1, 1, 0], [1, 0, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(counts, [[2, 1, 0], [3, 0, 0], [3, 1, 0]])
 
 
 def test_leave_one_out_is_the_mean_of_the_others():
@@ -97,7 +163,7 @@ def test_leave_one_out_is_the_mean_of_the_others():
     clusters = cluster(points, np.array([0, 200]), 6)
     take = np.arange(0, 200, 17)
     labels = clusters.assignment[take]
-    left, mask = leave_one_out(
+    left, counts = leave_one_out(
         np.repeat(clusters.centroids, len(take), axis=0),
         np.repeat(clusters.counts, len(take), axis=0),
         labels,
@@ -105,7 +171,7 @@ def test_leave_one_out_is_the_mean_of_the_others():
     )
     for row, (seed, label) in enumerate(zip(take, labels, strict=True)):
         others = np.flatnonzero((clusters.assignment == label) & (np.arange(200) != seed))
-        assert np.asarray(mask)[row, label] == (len(others) > 0)
+        assert np.asarray(counts)[row, label] == len(others)
         np.testing.assert_allclose(np.asarray(left)[row, label], points[others].mean(0), atol=1e-5)
         rest = np.arange(6) != label
         np.testing.assert_array_equal(np.asarray(left)[row, rest], clusters.centroids[0, rest])
@@ -115,7 +181,7 @@ def test_logit_by_hand():
     model, inputs = LookalikeModel(6, hidden=5), trainer_rows()
     layer = SimilarityLogit(model, scale=3.0, bias=-1.5)
     seeds = model.transform(inputs["centroids"])
-    similarity = model({"user": inputs["user"], "centroids": seeds, "centroid_mask": np.ones((4, 3), np.float32)})
+    similarity = model({"user": inputs["user"], "centroids": seeds, "centroid_counts": np.ones((4, 3), np.float32)})
     np.testing.assert_allclose(layer(inputs)[:, 0], 3 * np.asarray(similarity) - 1.5, atol=1e-5)
 
 
@@ -175,7 +241,7 @@ def test_learns_two_groups():
         user, item, label = of(np.flatnonzero(~train))
         mask = (clusters.counts > 0).astype(np.float32)
         similarity = model(
-            {"user": embeddings[user], "centroids": clusters.centroids[item], "centroid_mask": mask[item]}
+            {"user": embeddings[user], "centroids": clusters.centroids[item], "centroid_counts": mask[item]}
         )
         areas.append(roc_auc_score(label, similarity))
         user, item, label = of(np.flatnonzero(train))
@@ -192,8 +258,21 @@ def test_learns_two_groups():
     assert areas[0] < 0.75 and areas[-1] > 0.84
 
 
+def test_several_items_a_user_are_several_rows():
+    model, items = LookalikeModel(6, hidden=5, dropout=0, size_bias=True), 4
+    trainer = build_similarity_trainer(model, items=items, k=3)
+    one = trainer_rows(batch=2 * items)
+    users = {name: one[name][::items] for name in ("user", "own_embedding")}
+    one |= {name: np.repeat(value, items, axis=0) for name, value in users.items()}
+    one["own_cluster"] = np.arange(2 * items, dtype=np.int32) % 4 - 1
+    several = {name: value.reshape(2, items, *value.shape[1:]) for name, value in one.items()} | users
+    logits = SimilarityLogit(model)(one)
+    np.testing.assert_allclose(trainer.predict(several, verbose=0), np.reshape(logits, (2, items)), atol=1e-5)
+    assert all(weight.name != "logit_bias" for weight in trainer.weights)
+
+
 def test_round_trips(tmp_path):
-    model = LookalikeModel(6, hidden=5, activation="relu", dropout=0.2, alpha=0.4, beta=0.6, squash=False)
+    model = LookalikeModel(6, hidden=5, activation="relu", dropout=0.2, alpha="learned", attention="tempered")
     assert LookalikeModel.from_config(model.get_config()).get_config() == model.get_config()
     trainer, inputs = build_similarity_trainer(model, bias=0.1), trainer_rows()
     trainer.save(tmp_path / "trainer.keras")
@@ -206,7 +285,7 @@ def test_functional_model_with_static_batch_of_one_user(tmp_path):
     inputs = {
         "user": keras.Input(batch_shape=(1, 6), name="user"),
         "centroids": keras.Input((3, 5), name="centroids"),
-        "centroid_mask": keras.Input((3,), name="centroid_mask"),
+        "centroid_counts": keras.Input((3,), name="centroid_counts"),
     }
     model = keras.Model(inputs, layer(inputs))
     assert model.output.shape == (None,)
@@ -225,7 +304,7 @@ def test_rejects_bad_input():
             "`activation` should be 'prelu' or 'relu'. Received: activation='tanh'",
         ),
         ({"user_dim": 4, "dropout": 1}, "`dropout`"),
-        ({"user_dim": 4, "alpha": 0.5}, "shares that sum to 1. Received: alpha=0.5, beta=0.7"),
+        ({"user_dim": 4, "alpha": 1.5}, "share in \\[0, 1\\]. Received: alpha=1.5"),
     ]:
         with pytest.raises(ValueError, match=message):
             LookalikeModel(**arguments)
@@ -233,6 +312,12 @@ def test_rejects_bad_input():
         LookalikeModel(4, hidden=5)(rows())
     with pytest.raises(ValueError, match="`centroids` should be 8 wide"):
         LookalikeModel(6, hidden=8)(rows())
+    with pytest.raises(ValueError, match="`attention` should be 'tanh', 'tempered', 'linear' or 'average'"):
+        LookalikeModel(4, attention="max")
+    with pytest.raises(ValueError, match="Received: alpha='fixed'"):
+        LookalikeModel(4, alpha="fixed")
+    with pytest.raises(ValueError, match="above 1 with a `k`. Received: items=3, k=None"):
+        build_similarity_trainer(LookalikeModel(4), items=3)
     with pytest.raises(ValueError, match="`bias`"):
         SimilarityLogit(LookalikeModel(4), bias=float("nan"))
 
