@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from ranking.atomic import atomic_file
 from ranking.replay.evaluation import Estimate, Evaluation, percent
 from ranking.replay.study import Entry, LogSummary, Study
 from ranking.report.front import LABELS, front_figure
+from ranking.report.page import fill, in_script, row
 
 __all__ = ["render", "write_report"]
 
@@ -41,12 +40,10 @@ def write_report(study: Study, path: str | Path, *, title: str = "", commands: S
 
 def render(study: Study, *, title: str = "", commands: Sequence[str] = ()) -> str:
     """The page as text, see `write_report`."""
-    from plotly.offline import get_plotlyjs
-
     chosen = study.entry(study.pick or "production")
     objectives = _objectives(study)
-    page = Template((files("ranking.report") / "replay.html").read_text(encoding="utf-8"))
-    return page.substitute(
+    return fill(
+        "replay.html",
         title=escape(title or LABELS[study.objective]),
         subtitle=_subtitle(study),
         verdict=escape(study.verdict),
@@ -73,8 +70,7 @@ def render(study: Study, *, title: str = "", commands: Sequence[str] = ()) -> st
             + ", ".join(f"{name} {value}" for name, value in study.settings.items() if isinstance(value, int | str))
             + "."
         ),
-        plotly=get_plotlyjs(),
-        figure=json.dumps(front_figure(study)).replace("</", "<\\/"),
+        figure=in_script(front_figure(study)),
     )
 
 
@@ -122,10 +118,6 @@ def _trust_caption(study: Study) -> str:
     )
 
 
-def _row(cells: Sequence[str], tag: str = "td", attributes: str = "") -> str:
-    return f"<tr{attributes}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-
 def _name(entry: Entry) -> str:
     roles = "".join(f'<span class="tag">{escape(role.replace("_", " "))}</span>' for role in entry.roles)
     return f"{escape(entry.name)}<br>{roles}" if entry.name != "production" else "production"
@@ -154,7 +146,7 @@ def _order(study: Study) -> list[Entry]:
 def _what_if(study: Study, objectives: Sequence[str]) -> str:
     unit = "request" if study.estimator == "E3" else study.settings.get("group", "group")
     head = ["setting", "weights", *(escape(LABELS[name].removesuffix(" items")) for name in objectives)]
-    rows = [_row(head, "th")]
+    rows = [row(head, "th")]
     for entry in _order(study):
         attributes = ' class="chosen"' if "pick" in entry.roles else ""
         label = _name(entry) + (f"<small>a {escape(unit)}, &plusmn; 95%</small>" if entry.name == "production" else "")
@@ -163,7 +155,7 @@ def _what_if(study: Study, objectives: Sequence[str]) -> str:
             rows.append(f"<tr><td>{label}</td><td>{_weights(entry.test)}</td>{reason}</tr>")
             continue
         cells = [_change(entry.test.estimates.get(name), entry.name == "production") for name in objectives]
-        rows.append(_row([label, _weights(entry.test), *cells], attributes=attributes))
+        rows.append(row([label, _weights(entry.test), *cells], attributes=attributes))
     return "".join(rows)
 
 
@@ -172,7 +164,7 @@ def _gates(study: Study, objectives: Sequence[str]) -> str:
     if study.estimator == "E0":
         return ""
     head = ["setting", "state", "weight mean", "effective sample", "unsupported", "largest request"]
-    rows = [_row([*head, *(f"{escape(LABELS[name])}: E3 | E0" for name in labelled)], "th")]
+    rows = [row([*head, *(f"{escape(LABELS[name])}: E3 | E0" for name in labelled)], "th")]
     for entry in _order(study):
         found = entry.test.support
         if found is None:
@@ -195,20 +187,20 @@ def _gates(study: Study, objectives: Sequence[str]) -> str:
             pair = (entry.test.estimates.get(name), entry.reordering.get(name))
             e3 = percent(pair[0].delta) if pair[0] else "&ndash;"
             cells.append(f"{e3} | {percent(pair[1]) if pair[1] is not None else '&ndash;'}")
-        rows.append(_row(cells))
+        rows.append(row(cells))
     return "".join(rows)
 
 
 def _optimism(study: Study) -> str:
-    rows = [_row(["setting", "tune", "test", "optimism"], "th")]
+    rows = [row(["setting", "tune", "test", "optimism"], "th")]
     for entry in _order(study)[1:]:
         gap = entry.optimism(study.objective)
         if gap is None:
-            rows.append(_row([escape(entry.name), "&ndash;", "&ndash;", "refused"]))
+            rows.append(row([escape(entry.name), "&ndash;", "&ndash;", "refused"]))
             continue
         pair = [found.estimates[study.objective].delta for found in (entry.tune, entry.test)]
         points = f"{round(100 * gap, 1) + 0.0:+.1f} points"  # + 0.0: no -0.0
-        rows.append(_row([escape(entry.name), *(percent(delta) for delta in pair), points]))
+        rows.append(row([escape(entry.name), *(percent(delta) for delta in pair), points]))
     return "".join(rows)
 
 
@@ -231,5 +223,5 @@ def _logs(study: Study) -> str:
             lambda log: "&ndash;" if log.score_reproduced is None else f"{log.score_reproduced:.1%}",
         ),
     ]
-    rows = [_row([name, show(study.tune), show(study.test)]) for name, show in lines]
-    return _row(["", "tune", "test"], "th") + "".join(rows)
+    rows = [row([name, show(study.tune), show(study.test)]) for name, show in lines]
+    return row(["", "tune", "test"], "th") + "".join(rows)
