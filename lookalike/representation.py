@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import ops
 
 from lookalike.attention import AttentionMerge
@@ -59,16 +60,21 @@ class UserRepresentation(keras.layers.Layer):
 
     Every field becomes a vector of `field_dim`: a categorical field by lookup, a multi-valued one by lookup and
     average, all numeric fields together by one dense layer. The fields are merged and pass an MLP; its last layer is
-    the embedding. An empty field (index 0, no value but padding, all numbers NaN) has no part in the merge.
+    the embedding. An empty field (index 0, no value but padding, all numbers NaN) has no part in the merge; a number
+    missing among others counts as 0, the smallest. A user with nothing at all gets the embedding that the MLP makes of
+    zeros: the same for all such users, and fitted to them.
 
     Args:
         fields: sequence of `Field`. What describes a user.
         dim: int. Width of the embedding. Defaults to `128`.
         field_dim: int. Width of a field. Defaults to `32`.
         hidden: sequence of ints. Hidden layers between merge and embedding, ReLU. Defaults to `(256,)`.
-        merge: str. `"attention"`, or `"concat"`: the YouTube DNN. Defaults to `"attention"`.
-        dropout: float. Rate behind every hidden layer. Defaults to `0.1`.
-        attention_units: int. Units of the field attention. Defaults to `64`.
+        merge: str. `"attention"`, which lets a weak field speak for a user who has no strong one, or `"concat"`: the
+            YouTube DNN. Defaults to `"attention"`.
+        dropout: float. Rate behind every hidden layer; without it the tables learn single users by heart. Defaults to
+            `0.1`.
+        activation: str. Of the hidden layers, `"relu"` as in the paper or `"prelu"`, which no unit dies of. Defaults
+            to `"relu"`.
 
     Returns:
         float32 tensor `[batch, dim]`.
@@ -95,7 +101,7 @@ class UserRepresentation(keras.layers.Layer):
         hidden: Sequence[int] = (256,),
         merge: Literal["attention", "concat"] = "attention",
         dropout: float = 0.1,
-        attention_units: int = 64,
+        activation: Literal["relu", "prelu"] = "relu",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -105,10 +111,12 @@ class UserRepresentation(keras.layers.Layer):
                 raise ValueError(f"`{name}` should be a positive integer. Received: {name}={value}.")
         if merge not in ("attention", "concat"):
             raise ValueError(f"`merge` should be 'attention' or 'concat'. Received: merge={merge!r}.")
+        if activation not in ("relu", "prelu"):
+            raise ValueError(f"`activation` should be 'relu' or 'prelu'. Received: activation={activation!r}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` should be in [0, 1). Received: dropout={dropout}.")
         self.dim, self.field_dim, self.hidden = dim, field_dim, tuple(hidden)
-        self.merge, self.dropout, self.attention_units = merge, dropout, attention_units
+        self.merge, self.dropout, self.activation = merge, dropout, activation
 
         sizes = {field.table: field.size for field in self.fields if field.kind != NUMERIC}
         self.tables = {
@@ -124,10 +132,16 @@ class UserRepresentation(keras.layers.Layer):
         }
         self.numeric = [field for field in self.fields if field.kind == NUMERIC]
         self.numeric_projection = keras.layers.Dense(field_dim, name="numeric_projection") if self.numeric else None
-        self.attention_merge = AttentionMerge(attention_units, name="attention_merge") if merge == "attention" else None
+        self.attention_merge = AttentionMerge(name="attention_merge") if merge == "attention" else None
         self.dense_layers = [
-            keras.layers.Dense(width, activation="relu", kernel_initializer="he_normal", name=f"hidden_{index}")
+            keras.layers.Dense(width, kernel_initializer="he_normal", name=f"hidden_{index}")
             for index, width in enumerate((*self.hidden, dim))
+        ]
+        self.activations = [
+            keras.layers.PReLU(alpha_initializer=keras.initializers.Constant(0.25), name=f"activation_{index}")
+            if activation == "prelu"
+            else keras.layers.ReLU(name=f"activation_{index}")
+            for index in range(len(self.hidden))
         ]
         self.dropouts = [keras.layers.Dropout(dropout, name=f"dropout_{index}") for index in range(len(self.hidden))]
 
@@ -151,6 +165,8 @@ class UserRepresentation(keras.layers.Layer):
         for layer in self.dense_layers:
             layer.build((None, width))
             width = layer.units
+        for layer, units in zip(self.activations, self.hidden, strict=True):
+            layer.build((None, units))
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Embed the users of a feature dict."""
@@ -160,8 +176,8 @@ class UserRepresentation(keras.layers.Layer):
         else:
             present = fields * ops.expand_dims(ops.cast(mask, fields.dtype), -1)
             outputs = ops.reshape(present, (-1, len(self.field_names) * self.field_dim))
-        for layer, dropout in zip(self.dense_layers, self.dropouts, strict=False):
-            outputs = dropout(layer(outputs), training=training)
+        for layer, activation, dropout in zip(self.dense_layers, self.activations, self.dropouts, strict=False):
+            outputs = dropout(activation(layer(outputs)), training=training)
         return self.dense_layers[-1](outputs)  # [batch, dim]
 
     def field_attention(self, inputs: Mapping[str, Any]) -> Any:
@@ -211,7 +227,7 @@ class UserRepresentation(keras.layers.Layer):
             "hidden": list(self.hidden),
             "merge": self.merge,
             "dropout": self.dropout,
-            "attention_units": self.attention_units,
+            "activation": self.activation,
         }
 
     @classmethod
@@ -227,22 +243,30 @@ class CandidateLogits(keras.layers.Layer):
     The item embeddings exist to train the users' and are dropped afterwards.
 
     Args:
-        num_items: int. Rows of the item table: the vocabulary's size, padding and unknown included.
+        num_items: int. Rows of the item table: the vocabulary's size, padding and unknown included. Row `r + 2` is the
+            item of frequency rank `r`.
+        correct_sampling: bool. Whether the logarithm of a candidate's chance to be drawn (`log_uniform_probabilities`)
+            is subtracted: the softmax over the sample then estimates that over all items, where it would otherwise
+            learn popular items down, because they are drawn so often. Defaults to `False`, as in the paper.
+        remove_hits: bool. Whether a drawn candidate that is the positive itself is left out, where it would otherwise
+            be learned up and down in one step. Defaults to `False`, as in the paper.
 
     Returns:
         float32 tensor `[batch, candidates]`.
 
     Raises:
-        ValueError: if `num_items` is not positive.
+        ValueError: if `num_items` leaves no item beside the two reserved rows.
 
-    Reference: Liu et al., KDD 2019, equation 4.
+    Reference: Liu et al., KDD 2019, equation 4; Jean et al., ACL 2015, section 3.2, for the correction.
     """
 
-    def __init__(self, num_items: int, **kwargs: Any) -> None:
+    def __init__(
+        self, num_items: int, correct_sampling: bool = False, remove_hits: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        if num_items < 1:
-            raise ValueError(f"`num_items` should be a positive integer. Received: num_items={num_items}.")
-        self.num_items = num_items
+        if num_items < 3:
+            raise ValueError(f"`num_items` should be at least 3. Received: num_items={num_items}.")
+        self.num_items, self.correct_sampling, self.remove_hits = num_items, bool(correct_sampling), bool(remove_hits)
 
     def build(self, user_shape: tuple[int | None, ...], candidates_shape: tuple[int | None, ...]) -> None:
         """Create the item table."""
@@ -255,13 +279,27 @@ class CandidateLogits(keras.layers.Layer):
         self.item_table.build(None)
 
     def call(self, user: Any, candidates: Any) -> Any:
-        """Score `candidates` `[batch, candidates]` for `user` `[batch, dim]`."""
+        """Score `candidates` `[batch, candidates]`, the positive in column 0, for `user` `[batch, dim]`."""
         items = self.item_table(candidates)  # [batch, candidates, dim]
-        return ops.squeeze(ops.matmul(items, ops.expand_dims(user, -1)), -1)  # [batch, candidates]
+        logits = ops.squeeze(ops.matmul(items, ops.expand_dims(user, -1)), -1)  # [batch, candidates]
+        if self.correct_sampling:
+            rank = ops.cast(ops.maximum(candidates - 2, 0), logits.dtype)
+            chance = ops.log1p(1 / (rank + 1)) / float(np.log(self.num_items - 1.0))  # log(r + 2) - log(r + 1)
+            logits = logits - ops.log(chance)
+        if self.remove_hits:
+            hit = ops.equal(candidates[:, 1:], candidates[:, :1])  # [batch, candidates - 1]
+            others = ops.where(hit, ops.cast(-3e4, logits.dtype), logits[:, 1:])
+            logits = ops.concatenate([logits[:, :1], others], axis=1)
+        return logits
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {**super().get_config(), "num_items": self.num_items}
+        return {
+            **super().get_config(),
+            "num_items": self.num_items,
+            "correct_sampling": self.correct_sampling,
+            "remove_hits": self.remove_hits,
+        }
 
 
 def user_inputs(fields: Sequence[Field]) -> dict[str, Any]:
@@ -278,7 +316,12 @@ def user_inputs(fields: Sequence[Field]) -> dict[str, Any]:
 
 
 def build_next_item_model(
-    representation: UserRepresentation, num_items: int, candidates: int = 11, name: str = "next_item"
+    representation: UserRepresentation,
+    num_items: int,
+    candidates: int = 11,
+    correct_sampling: bool = False,
+    remove_hits: bool = False,
+    name: str = "next_item",
 ) -> keras.Model:
     """The task that teaches the representation: which of the candidates did the user click next?
 
@@ -289,6 +332,8 @@ def build_next_item_model(
         representation: `UserRepresentation`. Shared, not copied: it is trained in place.
         num_items: int. Rows of the item table, as in `CandidateLogits`.
         candidates: int. One positive and the negatives beside it. Defaults to `11`, 1:10.
+        correct_sampling: bool. As in `CandidateLogits`. Defaults to `False`.
+        remove_hits: bool. As in `CandidateLogits`. Defaults to `False`.
         name: str. Name of the model. Defaults to `"next_item"`.
 
     Returns:
@@ -298,14 +343,14 @@ def build_next_item_model(
     Raises:
         ValueError: if there are fewer than two candidates.
 
-    Reference: Liu et al., KDD 2019, equations 4 and 5. No logQ correction, no removal of accidental hits.
+    Reference: Liu et al., KDD 2019, equations 4 and 5.
     """
     if candidates < 2:
         raise ValueError(f"`candidates` should be at least 2. Received: candidates={candidates}.")
     inputs = user_inputs(representation.fields)
     items = keras.Input(shape=(candidates,), dtype="int32", name="candidates")
-    logits = CandidateLogits(num_items, name="candidate_logits")(representation(inputs), items)
-    return keras.Model({**inputs, "candidates": items}, logits, name=name)
+    layer = CandidateLogits(num_items, correct_sampling, remove_hits, name="candidate_logits")
+    return keras.Model({**inputs, "candidates": items}, layer(representation(inputs), items), name=name)
 
 
 def _width(field: Field) -> int:

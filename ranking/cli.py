@@ -118,6 +118,11 @@ def train(
     ] = False,
     seeds: Annotated[int, typer.Option(help="Random seeds of each ESMM variant, with baselines.", min=1)] = 3,
     epochs: Annotated[int, typer.Option(help="ESMM passes at most; the calibrate window chooses.", min=1)] = 2,
+    lookalike: Annotated[
+        str,
+        typer.Option(help="Switches of the look-alike stages (docs/models.md), as merge=concat,k=10."),
+    ] = "",
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's curves and histograms.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -130,6 +135,7 @@ def train(
     with Bars(console) as bars:
         bars("loading TensorFlow", 0, 1)
         from ranking.fit import fit_run
+        from ranking.lookalike_settings import LookalikeSettings
         from ranking.report.tables import training_table
         from ranking.training import Settings
 
@@ -137,11 +143,12 @@ def train(
         run = fit_run(
             dataset,
             out,
-            settings=Settings(epochs=epochs),
+            settings=Settings(LookalikeSettings.parse(lookalike), epochs=epochs),
             baselines=with_baselines,
             seeds=seeds,
             refit=refit,
             overwrite=overwrite,
+            tensorboard=tensorboard,
             progress=bars,
         )
     show(run.info, as_json, training_table(run.info, out))

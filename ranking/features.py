@@ -118,6 +118,20 @@ class Encoder:
                 arrays[name] = np.concatenate([values, nobody])
         return arrays
 
+    def profile(self, timeline: Timeline) -> Arrays:
+        """What the user representation sees of every user beside behaviours; the last row is nobody's.
+
+        A user of whom no number is known has NaN in all of them, so that the field is masked: a mean would be a claim.
+        """
+        arrays = self.static(timeline, "user")
+        arrays.pop("user_id")
+        numeric = [f for f in timeline.schema.features if f.side == "user" and f.kind == "numeric"]
+        if numeric:
+            known = np.any([_column(timeline, feature).notna().to_numpy() for feature in numeric], axis=0)
+            for feature in numeric:
+                arrays[f"user_{feature.name}"][~np.append(known, False)] = np.nan
+        return arrays
+
     def encode(self, name: str, feature: Feature, column: pd.Series) -> np.ndarray:
         """One column: int32 `[n]` (categorical), int32 `[n, at most 16]` (multi) or float32 `[n]` (numeric)."""
         if feature.kind == "numeric":

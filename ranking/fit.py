@@ -8,25 +8,21 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
 from lookalike.representation import UserRepresentation, user_inputs
 from ranking.baselines import Logistic, Popularity
 from ranking.batches import Progress, silent, tf_function
+from ranking.board import Board
 from ranking.data.tables import Dataset
 from ranking.features import Encoder
 from ranking.fusion import FusionWeights
+from ranking.lookalike_training import train_lookalike, train_representation
 from ranking.model import esmm_features
 from ranking.run import Run, Scales, parameters_hash, save_run
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
-from ranking.training import (
-    Rows,
-    Settings,
-    train_esmm,
-    train_lookalike,
-    train_representation,
-    training_rows,
-)
+from ranking.training import Rows, Settings, train_esmm, training_rows
 
 __all__ = ["DEFAULT_EXPONENTS", "fit_run"]
 
@@ -67,6 +63,7 @@ def fit_run(
     seeds: int = 3,
     refit: bool = False,
     overwrite: bool = False,
+    tensorboard: Path | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Trains the stages and saves the run: representation, look-alike, ESMM on their similarity, fusion constants.
@@ -84,6 +81,7 @@ def fit_run(
         refit: bool. Whether ESMM is fitted again on train + calibrate + tune with the chosen number of epochs: the
             freshest model, but its scores in the tune window are then in-sample, so a replay there is refused.
         overwrite: bool. Whether an existing `out` is replaced.
+        tensorboard: Path or `None`. A folder for the curves of losses and AUC, and the field attention.
         progress: Progress.
     """
     settings = settings or Settings()
@@ -95,8 +93,13 @@ def fit_run(
         timeline.some_rows_in(name)
     progress("user representation", 0, 1)
     lookalike_encoder = Encoder.fit(timeline, before=timeline.window("lookalike")[1], rank_by_seeds=True)
-    layer, representation_info = train_representation(timeline, lookalike_encoder, settings, progress=progress)
-    lookalike, lookalike_info = train_lookalike(timeline, lookalike_encoder, layer, settings, progress=progress)
+    board = Board(tensorboard) if tensorboard else None
+    layer, representation_info = train_representation(
+        timeline, lookalike_encoder, settings.lookalike, progress=progress, board=board
+    )
+    lookalike, lookalike_info = train_lookalike(
+        timeline, lookalike_encoder, layer, settings.lookalike, progress=progress, board=board
+    )
     representation = _as_model(layer)
 
     builder = _encoded(timeline, timeline.window("train")[1], lookalike_encoder, representation, lookalike)
@@ -106,7 +109,7 @@ def fit_run(
     rows, calibrate = _scaled(rows, scales), _scaled(calibrate, scales)
     features = esmm_features(dataset.schema, builder.encoder)
     plain = esmm_features(dataset.schema, builder.encoder, similarity=False)
-    model, esmm_info = train_esmm(rows, features, settings, validation=calibrate, progress=progress)
+    model, esmm_info = train_esmm(rows, features, settings, validation=calibrate, progress=progress, board=board)
     settings = dataclasses.replace(settings, epochs=esmm_info["epochs"])
     if refit:
         builder = _encoded(timeline, timeline.window("tune")[1], lookalike_encoder, representation, lookalike)
@@ -185,8 +188,16 @@ def fit_run(
             "seconds": round(time.perf_counter() - began, 1),
         }
     )
-    save_run(run, out, dataset.path / "dataset.toml", overwrite=overwrite)
+    save_run(run, out, dataset.path / "dataset.toml", _attributes(timeline, users), overwrite=overwrite)
     return run
+
+
+def _attributes(timeline: Timeline, kept: np.ndarray) -> pd.DataFrame:
+    """The user table of a run: ids and declared features, raw, of the kept users."""
+    names = [feature.name for feature in timeline.schema.side("user")]
+    table = timeline.static("user").reindex(columns=names)[kept]
+    table.insert(0, "user_id", timeline.user_ids[kept])
+    return table.reset_index(drop=True)
 
 
 def _first_weights(model: keras.Model, scales: Scales, rows: Rows, price: np.ndarray, hashed: str) -> FusionWeights:

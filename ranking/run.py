@@ -127,6 +127,15 @@ class Run:
             lookalike=self.lookalike,
         )
 
+    def attributes(self) -> pd.DataFrame:
+        """The users of the state as the dataset described them, row by row: `user_id` and the user features, raw."""
+        if self.path is None or not (self.path / "users.parquet").is_file():
+            raise UserError(f"{self.path}: the run has no users.parquet; train again.")
+        found = pd.read_parquet(self.path / "users.parquet")
+        if not self.state.user_ids.equals(pd.Index(found["user_id"], dtype=self.state.user_ids.dtype, name=None)):
+            raise UserError(f"{self.path}/users.parquet should list the users of state.npz; train again.")
+        return found
+
     def ranker(self) -> keras.Model:
         """The functional model with the five outputs."""
         _, k, h = self.state.centroids.shape
@@ -172,8 +181,8 @@ def parameters_hash(*models: Any) -> str:
     return digest.hexdigest()
 
 
-def save_run(run: Run, path: Path, dataset_toml: Path, *, overwrite: bool = False) -> None:
-    """Writes a run folder, whole or not at all."""
+def save_run(run: Run, path: Path, dataset_toml: Path, users: pd.DataFrame, *, overwrite: bool = False) -> None:
+    """Writes a run folder, whole or not at all; `users` is what `Run.attributes` gives back."""
     with atomic_directory(path, overwrite=overwrite) as folder:
         (folder / "dataset.toml").write_bytes(dataset_toml.read_bytes())
         run.lookalike_encoder.save(folder / "lookalike_encoder.json")
@@ -185,6 +194,7 @@ def save_run(run: Run, path: Path, dataset_toml: Path, *, overwrite: bool = Fals
             for number, model in enumerate(models):
                 model.save(folder / f"{variant}_{number}.keras")
         save_state(run.state, folder / "state.npz")
+        users.to_parquet(folder / "users.parquet", index=False)
         np.savez(folder / "impressions.npz", impressions=run.impressions)
         if run.popularity is not None:
             np.savez(folder / "popularity.npz", **dataclasses.asdict(run.popularity))

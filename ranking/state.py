@@ -120,8 +120,7 @@ class StateBuilder:
         self.representation = representation
         self.lookalike = lookalike
         self._static = {side: encoder.static(timeline, side) for side in ("user", "item")}
-        self._profile = lookalike_encoder.static(timeline, "user")
-        self._profile.pop("user_id")
+        self._profile = lookalike_encoder.profile(timeline)
         price = timeline.static("item").get("price")
         items = len(timeline.item_ids)
         prices = np.full(items, np.nan) if price is None else price.to_numpy(np.float64, na_value=np.nan)

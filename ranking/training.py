@@ -1,4 +1,4 @@
-"""The stages: user representation, look-alike, then ESMM on what the first two say."""
+"""The last stage: ESMM on the impressions, with what the look-alike stages say of them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,22 +6,18 @@ from typing import Any
 
 import keras
 import numpy as np
-import scipy.sparse
 import tensorflow as tf
 
 from esmm.embedding import Feature
 from esmm.model import build_esmm, losses, targets
 from esmm.optimizers import RowAdam
 from esmm.strategies import base_losses, base_targets, base_weights, build_base
-from lookalike.clustering import Clusters, cluster
-from lookalike.representation import UserRepresentation, build_next_item_model
-from lookalike.sampling import limit_positives, sample_negatives
-from lookalike.similarity import LookalikeModel, build_similarity_trainer
-from ranking.batches import Progress, Steps, batches, silent, tf_function
-from ranking.errors import UserError
-from ranking.features import Arrays, Encoder, gather
-from ranking.model import representation_fields
-from ranking.state import LLOYD_ITERATIONS, StateBuilder, in_batches, similarity_of
+from ranking.batches import Progress, Steps, batches, silent
+from ranking.board import Board
+from ranking.features import Arrays, gather
+from ranking.lookalike_settings import LookalikeSettings
+from ranking.metrics import auc
+from ranking.state import StateBuilder, similarity_of
 from ranking.timeline import Timeline
 
 __all__ = [
@@ -29,14 +25,10 @@ __all__ = [
     "Settings",
     "labelled",
     "train_esmm",
-    "train_lookalike",
-    "train_representation",
     "training_rows",
 ]
 
 EPSILON = 1e-5  # of Adam: rows and tasks with few positives have tiny gradients, which 1e-8 makes as loud as any
-NEGATIVES = 10  # a positive, RALM 1.1
-POSITIVES = 50  # a user at most, RALM 1.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +36,14 @@ class Settings:
     """How the stages are trained.
 
     Attributes:
-        representation_epochs: int. Passes over the positives of the look-alike window.
-        lookalike_epochs: int. Passes over its labelled samples; seeds are clustered again before each.
-        lookalike_samples: int. At most so many of them.
+        lookalike: LookalikeSettings. Of the look-alike stages.
         epochs: int. ESMM passes to try; the calibrate window chooses how many.
         batch_size: int. Of ESMM.
         learning_rate: float. Of ESMM.
         dropout: float. In ESMM's towers.
     """
 
-    representation_epochs: int = 2
-    lookalike_epochs: int = 2
-    lookalike_samples: int = 300_000
+    lookalike: LookalikeSettings = dataclasses.field(default_factory=LookalikeSettings)
     epochs: int = 2
     batch_size: int = 1024
     learning_rate: float = 3e-3
@@ -91,183 +79,6 @@ class Rows:
             self.mature[chosen],
             self.repeat[chosen],
         )
-
-
-def train_representation(
-    timeline: Timeline, encoder: Encoder, settings: Settings, *, seed: int = 0, progress: Progress = silent
-) -> tuple[UserRepresentation, dict[str, Any]]:
-    """Stage 1: which item will the user click next? Fitted on the look-alike window only.
-
-    Args:
-        timeline: Timeline. The dataset.
-        encoder: Encoder. Fitted before the end of the look-alike window, items ranked by seed events.
-        settings: Settings.
-        seed: int. The random seed.
-        progress: Progress.
-
-    Returns:
-        The fitted layer, and what happened: examples, losses, examples a second.
-    """
-    start, end = timeline.window("lookalike")
-    user, item, moment, order = timeline.seed_events()
-    inside = np.flatnonzero((moment >= start) & (moment < end))
-    by = inside[np.lexsort((order[inside], moment[inside]))]
-    rank = np.empty(len(user), np.int64)
-    rank[by] = np.arange(len(by))
-    chosen = inside[limit_positives(user[inside], rank[inside], POSITIVES)]
-    if not len(chosen):
-        raise UserError(
-            f"{timeline.dataset.path}: the lookalike window has no {timeline.schema.seed_event!r} events; "
-            "widen [windows] lookalike in dataset.toml."
-        )
-    index = encoder.vocabularies["item"].encode(timeline.item_ids)[item[chosen]]
-    profile = encoder.static(timeline, "user")
-    profile.pop("user_id")
-    if not profile and not timeline.schema.behaviors:
-        raise UserError(
-            f"{timeline.dataset.path}/dataset.toml: a user representation needs at least one [features.user] or "
-            "[features.behavior]."
-        )
-    shown = moment
-    if timeline.schema.seed_event in timeline.schema.funnel:
-        # The label came after the impression; what the user did in between may be the answer itself.
-        shown = timeline.time[timeline.events(timeline.schema.seed_event)[0]]
-    arrays = gather(profile, user[chosen])
-    arrays |= encoder.behavior(timeline, user[chosen], shown[chosen], order[chosen])
-    items = encoder.vocabularies["item"].size - 2
-    keras.utils.set_random_seed(seed)
-    generator = np.random.default_rng(seed)
-    layer = UserRepresentation(representation_fields(timeline.schema, encoder))
-    model = build_next_item_model(layer, items + 2)
-    model.compile(RowAdam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    steps = Steps(progress, "user representation", 512, len(chosen), settings.representation_epochs)
-    history = []
-    for _ in range(settings.representation_epochs):
-        negatives = sample_negatives(items, (len(chosen), NEGATIVES), generator) + 2
-        arrays["candidates"] = np.concatenate([index[:, None], negatives], axis=1).astype(np.int32)
-        data = batches(
-            arrays, np.zeros(len(chosen), np.int32), order=generator.permutation(len(chosen)), batch_size=512
-        )
-        history.append(float(model.fit(data, shuffle=False, verbose=0, callbacks=[steps]).history["loss"][0]))
-    return layer, {"examples": len(chosen), "loss": history, "examples_per_second": steps.per_second}
-
-
-def _lookalike_samples(timeline: Timeline) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """User, item, time, order and label of who was shown an item in the look-alike window."""
-    start, end = timeline.window("lookalike")
-    source = timeline.schema.seed_sample
-    if source == "impressions":
-        rows = timeline.rows_in("lookalike")
-        event = timeline.schema.seed_event
-        event = event if event in timeline.schema.funnel else "click"
-        known = timeline.label_time[event][rows] < end  # a label that came later belongs to the future
-        label = timeline.impressions[event].to_numpy()[rows] * known
-        order = np.full(len(rows), np.iinfo(np.int64).min)
-        return timeline.user[rows], timeline.item[rows], timeline.time[rows], order, label
-    shown = timeline.behaviors[source.removeprefix("behaviors.")]
-    inside = (shown.time >= start) & (shown.time < end)
-    user, item, moment, order = (a[inside] for a in (shown.user, shown.value, shown.time, shown.order))
-    everything = np.stack([user, item, moment, order], axis=1)
-    positive = np.stack(timeline.seed_events(), axis=1)
-    _, inverse = np.unique(np.concatenate([positive, everything]), axis=0, return_inverse=True)
-    return user, item, moment, order, np.isin(inverse[len(positive) :], inverse[: len(positive)]).astype(np.int8)
-
-
-def train_lookalike(
-    timeline: Timeline,
-    encoder: Encoder,
-    representation: UserRepresentation,
-    settings: Settings,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> tuple[LookalikeModel, dict[str, Any]]:
-    """Stage 2: do the seeds of this item look like this user? Fitted on the look-alike window only.
-
-    The seeds are those of the window's end; a sample whose user is one of them is taken out of its centroid in closed
-    form. The target's own vector is of the moment it was shown the item: the item is not in its history yet.
-
-    Returns:
-        The fitted layer, and what happened: samples, losses, examples a second.
-    """
-    end = timeline.window("lookalike")[1]
-    offsets, users = timeline.seeds(end)
-    counts = np.diff(offsets)
-    enough = counts >= timeline.schema.min_seeds
-    user, item, moment, order, label = _lookalike_samples(timeline)
-    chosen = np.flatnonzero(enough[item])
-    generator = np.random.default_rng(seed)
-    if len(chosen) > settings.lookalike_samples:
-        chosen = np.sort(generator.choice(chosen, settings.lookalike_samples, replace=False))
-    if not len(chosen):
-        raise UserError(
-            f"{timeline.dataset.path}: no item has min_seeds = {timeline.schema.min_seeds} seeds at the end of the "
-            f"lookalike window (the most seeds of one item: {counts.max(initial=0)}); lower [state] min_seeds."
-        )
-    user, item, moment, order, label = (a[chosen] for a in (user, item, moment, order, label))
-    profile = encoder.static(timeline, "user")
-    profile.pop("user_id")
-    embed = tf_function(representation)
-    vectors = in_batches(embed, gather(profile, user) | encoder.behavior(timeline, user, moment, order))
-    everybody = np.arange(len(timeline.user_ids) + 1)
-    behaviors = encoder.behavior(timeline, everybody, np.full(len(everybody), end), None)
-    seed_vectors = in_batches(embed, {**profile, **behaviors})
-
-    kept = users[np.repeat(enough, counts)]
-    offsets = np.append(0, np.cumsum(np.where(enough, counts, 0)))
-    base = len(everybody)
-    pair = np.repeat(np.arange(len(counts)), np.diff(offsets)) * base + kept
-    place = np.searchsorted(pair, item * base + user)
-    own = np.append(pair, -1)[place] == item * base + user
-    keras.utils.set_random_seed(seed)
-    layer = LookalikeModel(seed_vectors.shape[1])
-    layer.build()
-    rate = float(np.clip(label.mean(), 1e-6, 1 - 1e-6))
-    trainer: keras.Model | None = None
-    steps = Steps(progress, "look-alike", 512, len(user), settings.lookalike_epochs)
-    history = []
-    for _ in range(settings.lookalike_epochs):  # the embedding space has moved: cluster again
-        transformed = in_batches(lambda batch: layer.transform(batch["user"]), {"user": seed_vectors})
-        found = cluster(transformed[kept], offsets, timeline.schema.k, iterations=LLOYD_ITERATIONS, seed=seed)
-        if trainer is None:
-            some = slice(0, 4096)
-            seen = {"user": vectors[some], "centroids": found.centroids[item[some]]}
-            mean = float(np.mean(layer({**seen, "centroid_counts": found.counts[item[some]]})))
-            trainer = build_similarity_trainer(layer, bias=float(np.log(rate / (1 - rate)) - 5.0 * mean))
-            trainer.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
-        own_cluster = np.where(own, np.append(found.assignment, -1)[np.where(own, place, -1)], -1)
-        arrays = {"user": vectors, "own_cluster": own_cluster.astype(np.int32), "item": item, "who": user}
-        data = batches(
-            arrays,
-            label.astype(np.float32)[:, None],
-            order=generator.permutation(len(user)),
-            batch_size=512,
-            tables={
-                "centroids": (_cluster_means(seed_vectors[kept], offsets, found), "item"),
-                "counts": (found.counts.astype(np.float32), "item"),
-                "own_embedding": (seed_vectors, "who"),
-            },
-        )
-        history.append(float(trainer.fit(data, shuffle=False, verbose=0, callbacks=[steps]).history["loss"][0]))
-    base_loss = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-    return layer, {
-        "examples": len(user),
-        "items": int(enough.sum()),
-        "loss": history,
-        "base_rate_loss": float(base_loss),
-        "examples_per_second": steps.per_second,
-    }
-
-
-def _cluster_means(vectors: np.ndarray, offsets: np.ndarray, found: Clusters) -> np.ndarray:
-    """Untransformed centroids [items, k, m]: the mean user vector of each cluster."""
-    items, k = found.counts.shape
-    place = np.repeat(np.arange(items), np.diff(offsets)) * k + found.assignment
-    members = scipy.sparse.csr_matrix(
-        (np.ones(len(place), np.float32), (place, np.arange(len(place)))), shape=(items * k, len(place))
-    )
-    means = (members @ vectors) / np.maximum(found.counts.reshape(-1, 1), 1)
-    return means.reshape(items, k, -1).astype(np.float32)
 
 
 def training_rows(
@@ -324,6 +135,7 @@ def train_esmm(
     seed: int = 0,
     progress: Progress = silent,
     stage: str = "ESMM",
+    board: Board | None = None,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Stage 3: click and conversion over all impressions, with the similarity among the inputs.
 
@@ -336,6 +148,7 @@ def train_esmm(
         seed: int. The random seed.
         progress: Progress.
         stage: str. What progress calls it.
+        board: Board or `None`. Takes the curves.
 
     Returns:
         The model, and what happened: examples, the best number of epochs, losses, examples a second.
@@ -373,16 +186,20 @@ def train_esmm(
     history: list[float] = []
     validated: list[float] = []
     best: Any = None
-    for _ in range(settings.epochs):
+    for epoch in range(settings.epochs):
         order = generator.permutation(len(rows.row))
         fitted = model.fit(data(rows, order, settings.batch_size), shuffle=False, verbose=0, callbacks=[steps])
         history.append(float(fitted.history["loss"][0]))
+        curves = {"loss": history[-1]}
         if validation is not None:
-            loss = model.evaluate(data(validation, np.arange(len(validation.row)), 4096), verbose=0, return_dict=True)[
-                "loss"
-            ]
-            validated.append(float(loss))
-            if loss > min(validated):
+            found = model.evaluate(data(validation, np.arange(len(validation.row)), 4096), verbose=0, return_dict=True)
+            validated.append(float(found["loss"]))
+            curves["validation_loss"] = validated[-1]
+        if board is not None:
+            judged = _areas(model, validation) if validation is not None else {}
+            board.scalars("ESMM", epoch, curves | judged)
+        if validation is not None:
+            if validated[-1] > min(validated):
                 break
             best = model.get_weights()
     if best is not None:
@@ -394,4 +211,14 @@ def train_esmm(
         "loss": history,
         "validation_loss": validated,
         "examples_per_second": steps.per_second,
+    }
+
+
+def _areas(model: keras.Model, rows: Rows) -> dict[str, float]:
+    """AUC of clicks, and of clicks with conversion where that label is final."""
+    found = model.predict({tensor.name: rows.features[tensor.name] for tensor in model.inputs}, 8192, verbose=0)
+    mature = rows.mature
+    return {
+        "click_auc": auc(rows.click, found["pctr"]),
+        "ctcvr_auc": auc(rows.conversion[mature], found["pctcvr"][mature]),
     }

@@ -58,10 +58,14 @@ def evaluation_table(found: Mapping[str, Any]) -> Group:
 
 def training_table(info: Mapping[str, Any], out: Path) -> Group:
     """What each stage saw and how fast."""
-    table = _table("training", "stage", "examples", "examples/s", "loss by epoch")
+    table = _table("training", "stage", "examples", "examples/s", "loss by epoch", "AUC, held-out users")
     for stage, found in info["stages"].items():
-        losses = " ".join(f"{loss:.4f}" for loss in found["loss"])
-        table.add_row(stage, f"{found['examples']:,}", f"{found['examples_per_second']:,.0f}", losses)
+        losses, areas = (" ".join(f"{value:.4f}" for value in found.get(name, [])) for name in ("loss", "auc"))
+        table.add_row(stage, f"{found['examples']:,}", f"{found['examples_per_second']:,.0f}", losses, areas or "-")
+    fields = _table("field attention: who describes a user", "field", "has it", "mean weight", "10 %", "90 %")
+    for row in info["stages"]["representation"]["field_attention"]:
+        cells = (_cell(row[name], 3) for name in ("mean", "low", "high"))
+        fields.add_row(row["field"], f"{row['present']:.0%}", *cells)
     esmm, rows = info["stages"]["esmm"], info["rows"]
     lines = [
         f"ESMM: {esmm['epochs']} epoch(s) chosen on the calibrate window"
@@ -70,7 +74,8 @@ def training_table(info: Mapping[str, Any], out: Path) -> Group:
         f"{rows['immature']:,} without a final conversion label, {rows['with_similarity']:.0%} with a similarity",
         f"wrote {out} in {info['seconds']:.0f} s. Next: seedrank evaluate --run {out} --data {info['dataset']}",
     ]
-    return Group(table, "", *lines)
+    parts: list[Any] = [table, "", fields] if fields.row_count else [table]
+    return Group(*parts, "", *lines)
 
 
 def ranking_table(rows: Sequence[Mapping[str, Any]]) -> Table:

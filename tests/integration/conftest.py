@@ -122,9 +122,10 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 def train_tiny(data: Path, out: Path, **arguments: Any) -> Any:
     from ranking.fit import fit_run
+    from ranking.lookalike_settings import LookalikeSettings
     from ranking.training import Settings
 
-    settings = Settings(representation_epochs=1, lookalike_epochs=1, epochs=1)
+    settings = Settings(LookalikeSettings(representation_epochs=1, epochs=1), epochs=1)
     return fit_run(Dataset(data), out, settings=settings, **arguments)
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from ranking.run import load_run, save_run
 run, out = load_run(sys.argv[1]), Path(sys.argv[2])
-save_run(run, out, Path(sys.argv[1]) / "dataset.toml", overwrite=out.exists())
+save_run(run, out, Path(sys.argv[1]) / "dataset.toml", run.attributes(), overwrite=out.exists())
 """
 BEGUN = ".tmp-*"
 TABLES_HALF_WRITTEN = ".tmp-*/.tmp-*/users.parquet"
@@ -48,7 +48,7 @@ def test_save(text, tmp_path, kill_when, cli):
     kill_when(line, tmp_path, ".tmp-*/seedrank_0.keras")
     assert not out.exists()
     cli("evaluate", "--run", out, "--data", text.data).mistake(str(out), "not a run folder")
-    save_run(text.run, out, text.path / "dataset.toml")
+    save_run(text.run, out, text.path / "dataset.toml", text.run.attributes())
     assert load_run(out).info == text.run.info
     kill_when(line, tmp_path, ".tmp-*/seedrank_0.keras")
     assert load_run(out).info == text.run.info

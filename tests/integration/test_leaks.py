@@ -7,10 +7,12 @@ import pytest
 from ranking.data.tables import Dataset
 from ranking.evaluation import evaluate_run
 from ranking.features import Encoder
+from ranking.lookalike_settings import LookalikeSettings
+from ranking.lookalike_training import train_lookalike, train_representation
 from ranking.metrics import auc
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
-from ranking.training import Settings, train_lookalike, train_representation, training_rows
+from ranking.training import training_rows
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +74,7 @@ def test_scores_say_nothing_about_shuffled_labels(shuffled, state):
 
 def stages_1_and_2(timeline: Timeline) -> list[np.ndarray]:
     encoder = Encoder.fit(timeline, before=timeline.window("lookalike")[1], rank_by_seeds=True)
-    settings = Settings(representation_epochs=1, lookalike_epochs=2)
+    settings = LookalikeSettings(representation_epochs=1)
     representation, _ = train_representation(timeline, encoder, settings)
     lookalike, _ = train_lookalike(timeline, encoder, representation, settings)
     return [np.asarray(weight) for weight in (*representation.get_weights(), *lookalike.get_weights())]

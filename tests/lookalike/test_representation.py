@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lookalike import CandidateLogits, Field, UserRepresentation, build_next_item_model, sample_negatives, user_inputs
+from lookalike import (
+    CandidateLogits,
+    Field,
+    UserRepresentation,
+    build_next_item_model,
+    log_uniform_probabilities,
+    sample_negatives,
+    user_inputs,
+)
 
 FIELDS = (
     Field("user_age", "categorical", size=5),
@@ -82,6 +90,63 @@ def test_candidate_logits_by_hand():
     np.testing.assert_allclose(layer(np.array([[2.0, 5.0]], np.float32), np.array([[1, 2]])), [[12, 1]])
 
 
+def test_corrected_logits_by_hand():
+    layer = CandidateLogits(4, correct_sampling=True)
+    layer.build((None, 1), (None, 2))
+    layer.set_weights([np.array([[9.0], [9.0], [1.0], [2.0]])])
+    # Two items: chances log 2 / log 3 = 0.63093 and (log 3 - log 2) / log 3 = 0.36907, logarithms -0.46056, -0.99677.
+    # (3 * 2 + 0.99677, 3 * 1 + 0.46056)
+    np.testing.assert_allclose(layer(np.array([[3.0]]), np.array([[3, 2]])), [[6.99677, 3.46056]], atol=1e-5)
+
+
+def test_correction_is_the_samplers_own_chance():
+    layer, plain = (CandidateLogits(52, correct_sampling=on) for on in (True, False))
+    user, candidates = np.ones((1, 4), np.float32), 2 + np.arange(50)[None]
+    plain.build(user.shape, candidates.shape)
+    layer.build(user.shape, candidates.shape)
+    layer.set_weights(plain.get_weights())
+    found = np.asarray(plain(user, candidates)) - np.asarray(layer(user, candidates))
+    np.testing.assert_allclose(found[0], np.log(log_uniform_probabilities(50)), atol=1e-5)
+
+
+def test_removed_hits_have_no_part():
+    layer = CandidateLogits(5, remove_hits=True)
+    logits = np.asarray(layer(np.ones((2, 3), np.float32), np.array([[2, 3, 2, 4], [3, 2, 2, 4]])))
+    chances = np.asarray(tf.nn.softmax(logits))
+    np.testing.assert_array_equal(chances == 0, [[0, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_three_behaviour_fields_are_three_fields_of_one_table():
+    fields = [Field(f"behavior_{name}", "multi", "item", 6) for name in ("read", "watched", "bought")]
+    layer = UserRepresentation(fields, dim=4, field_dim=2)
+    inputs = {
+        "behavior_read": np.array([[2, 3], [2, 3], [0, 0]]),
+        "behavior_watched": np.array([[4, 0], [0, 0], [0, 0]]),
+        "behavior_bought": np.array([[5, 2], [0, 0], [4, 0]]),
+    }
+    outputs, weights = np.asarray(layer(inputs)), np.asarray(layer.field_attention(inputs))
+    assert layer.field_names == ("behavior_read", "behavior_watched", "behavior_bought") and len(layer.tables) == 1
+    np.testing.assert_array_equal(weights > 0, [[1, 1, 1], [1, 0, 0], [0, 0, 1]])
+    # Each field speaks with its own values; the same values in another field are another user only by the weights.
+    moved = {**inputs, "behavior_bought": np.array([[5, 3], [0, 0], [5, 0]])}
+    changed = np.abs(np.asarray(layer(moved)) - outputs).max(axis=1)
+    assert changed[0] > 0 and changed[1] == 0 and changed[2] > 0
+
+
+def test_a_user_with_nothing_has_one_defined_embedding():
+    layer, full = UserRepresentation(FIELDS, dim=8), features()
+    nothing = {name: value[[2, 2]] for name, value in full.items()}
+    layer(nothing)
+    for dense in layer.dense_layers:
+        dense.bias.assign(np.arange(dense.units, dtype=np.float32) / dense.units)
+    outputs = np.asarray(layer(nothing))
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    # What the MLP makes of zeros: its biases, which training moves.
+    first, last = layer.dense_layers
+    expected = np.maximum(first.bias, 0) @ np.asarray(last.kernel) + np.asarray(last.bias)
+    np.testing.assert_allclose(outputs[0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("merge", ["attention", "concat"])
 def test_learns_planted_tastes(merge):
     """Three groups read 20 items each: two thirds of the negatives can be told, a loss of log(1 + 10 / 3) = 1.47."""
@@ -105,9 +170,9 @@ def test_learns_planted_tastes(merge):
 
 
 def test_round_trips(tmp_path):
-    layer = UserRepresentation(FIELDS, dim=8, field_dim=4, hidden=(6, 5), dropout=0.2, attention_units=3)
+    layer = UserRepresentation(FIELDS, dim=8, field_dim=4, hidden=(6, 5), dropout=0.2, activation="prelu")
     assert UserRepresentation.from_config(layer.get_config()).get_config() == layer.get_config()
-    model = build_next_item_model(layer, 30)
+    model = build_next_item_model(layer, 30, correct_sampling=True, remove_hits=True)
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
     inputs = {**features(), "candidates": np.arange(33).reshape(3, 11) % 30}
@@ -142,6 +207,7 @@ def test_rejects_bad_input():
         ({"fields": [one], "dim": 0}, "`dim` should be a positive integer. Received: dim=0"),
         ({"fields": [one], "hidden": (8, 0)}, "`hidden`"),
         ({"fields": [one], "merge": "sum"}, "`merge` should be 'attention' or 'concat'. Received: merge='sum'"),
+        ({"fields": [one], "activation": "tanh"}, "`activation` should be 'relu' or 'prelu'"),
         ({"fields": [one], "dropout": 1.0}, r"`dropout` should be in \[0, 1\)"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -150,5 +216,7 @@ def test_rejects_bad_input():
         UserRepresentation([one])({"b": np.zeros(2, np.int32)})
     with pytest.raises(ValueError, match="needs merge='attention'"):
         UserRepresentation([one], merge="concat").field_attention({"a": np.zeros(2, np.int32)})
+    with pytest.raises(ValueError, match="`num_items` should be at least 3. Received: num_items=2"):
+        CandidateLogits(2)
     with pytest.raises(ValueError, match="`candidates` should be at least 2"):
         build_next_item_model(UserRepresentation([one]), 9, candidates=1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ranking.batches import batches
-from ranking.training import _lookalike_samples
+from ranking.lookalike_samples import lookalike_samples
 
 TOML = """schema_version = 1
 time = "ordinal"
@@ -52,18 +52,19 @@ def test_batches_gather_rows_and_tables_in_the_given_order():
 
 def test_lookalike_samples_of_impressions(make_timeline):
     timeline = make_timeline(TOML.format(event="click", sample="impressions"), impressions=LOG)
-    user, item, time, _, label = _lookalike_samples(timeline)
-    assert timeline.user_ids[user].tolist() == [1, 2, 3] and time.tolist() == [1, 2, 9]
+    found = lookalike_samples(timeline)
+    assert timeline.user_ids[found.user].tolist() == [1, 2, 3] and found.time.tolist() == [1, 2, 9]
     # user 3's click came at 12, after the window: at its end nobody knew of it
-    assert label.tolist() == [1, 0, 0]
+    assert found.label.tolist() == [1, 0, 0]
 
 
 def test_lookalike_samples_of_behaviors(make_timeline):
     toml = TOML.format(event="behaviors.long", sample="behaviors.watch")
     timeline = make_timeline(toml, impressions=LOG, behaviors=BEHAVIORS)
-    user, item, time, order, label = _lookalike_samples(timeline)
+    found = lookalike_samples(timeline)
     # the watch at 30 is outside; of the others the one of order -2 was long
-    assert timeline.item_ids[item].tolist() == ["a", "b"] and order.tolist() == [-2, -1] and label.tolist() == [1, 0]
+    assert timeline.item_ids[found.item].tolist() == ["a", "b"]
+    assert found.order.tolist() == [-2, -1] and found.label.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("text, expected", [("clicks>=-1%", ("clicks", -0.01)), ("value >= 0.02", ("value", 0.02))])
