@@ -1,0 +1,111 @@
+"""Terminal tables of an audience expansion."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["expansion_table"]
+
+TOLD = 10  # over-indexing values of a list
+PROFILED = 5  # lists whose over-indexing values are shown; the report has all
+FEW = "<20"  # stands for a count that is not told
+SHOWN = (1, 5, 10)  # percent of the population: columns of the hold-out
+
+
+def _table(title: str, words: int, columns: Sequence[str]) -> Table:
+    """A table whose first `words` columns are text, and the others numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < words else "right", no_wrap=number >= words)
+    return table
+
+
+def _row(table: Table, *cells: Any) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))  # a name is no markup
+
+
+def _count(value: int | None) -> str:
+    return FEW if value is None else f"{value:,}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def expansion_table(found: Mapping[str, Any], out: Path) -> Group:
+    """Matches, audiences, hold-out, who the seeds are, and overlaps."""
+    lists, excluded = found["lists"], found["excluded"]
+    unknown = f", with {excluded['unknown']:,} ids that nobody has" if excluded["unknown"] else ""
+    parts: list[Any] = [
+        Text(
+            f"{found['population']:,} users, {found['eligible']:,} to choose from: {excluded['lists']:,} are on a list "
+            f"to leave out{unknown}; {excluded['where']:,} do not meet the filter"
+        ),
+        *("", _matches(lists), "", _audiences(lists), "", _holdouts(lists)),
+    ]
+    for one in lists[:PROFILED]:
+        parts += ["", _profile(one)] if one["over_indexing"] else []
+    if found["overlaps"]:
+        parts += ["", _overlaps(found["overlaps"])]
+    return Group(*parts, "", Text(f"wrote {out} in {found['seconds']:.1f} s"))
+
+
+def _matches(lists: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("rows", "matched", "unmatched", "ambiguous", "duplicates", "malformed", "blank", "contradicting")
+    table = _table("seeds", 1, ["list", *names, "match rate", "found by"])
+    for one in lists:
+        match = one["match"]
+        by = ", ".join(f"{how} {count:,}" for how, count in match["by"].items() if count)
+        _row(table, one["name"], *(f"{match[name]:,}" for name in names), _share(match["match_rate"]), by)
+    return table
+
+
+def _audiences(lists: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("audience", 1, ["list", "users", "of those eligible", "lowest", "median", "highest similarity"])
+    for one in lists:
+        ends = (_number(one["similarity"][name]) for name in ("lowest", "median", "highest"))
+        _row(table, one["name"], f"{one['size']:,}", f"{one['percent_of_eligible']:.2f}%", *ends)
+    return table
+
+
+def _holdouts(lists: Sequence[Mapping[str, Any]]) -> Any:
+    """Recall and lift of hidden seeds at some sizes."""
+    heads = [f"{kind} @ {percent}%" for percent in SHOWN for kind in ("recall", "lift")]
+    table = _table("hold-out: hidden seeds found again", 2, ["list", "method", *heads, "AUC"])
+    refused = []
+    for one in lists:
+        if "refused" in one["holdout"]:
+            refused.append(f"{one['name']}: no hold-out: {one['holdout']['refused']}")
+            continue
+        for method, curve in one["holdout"]["methods"].items():
+            cells = []
+            for percent in SHOWN:
+                at = curve["percent"].index(percent)
+                cells += [_share(curve["recall"][at]), _number(curve["lift"][at], 2)]
+            _row(table, one["name"], method, *cells, _number(curve["auc"]))
+    return Group(*([table] if table.row_count else []), *map(Text, refused))
+
+
+def _profile(one: Mapping[str, Any]) -> Table:
+    heads = ["attribute", "value", "seeds", "of seeds", "of population", "of audience", "lift"]
+    table = _table(f"who the seeds of {one['name']} are", 2, heads)
+    for row in one["over_indexing"][:TOLD]:
+        shares = (_share(row[name]) for name in ("seed_share", "population_share", "audience_share"))
+        _row(table, row["feature"], row["value"], _count(row["seeds"]), *shares, _number(row["lift"], 2))
+    return table
+
+
+def _overlaps(overlaps: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("overlap of audiences", 2, ["a", "b", "in both", "of a", "of b", "Jaccard"])
+    for row in overlaps:
+        shares = (_share(row[name]) for name in ("of_a", "of_b"))
+        _row(table, row["a"], row["b"], _count(row["both"]), *shares, _number(row["jaccard"], 3))
+    return table
