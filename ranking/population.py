@@ -1,7 +1,7 @@
 """Who can be reached: the users of a run, or a Parquet file of users that is read in batches and never held."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +59,7 @@ class Population(Protocol):
 
     kind: str
     size: int
-    features: Mapping[str, Feature]
+    features: dict[str, Feature]
 
     def chunks(self) -> Iterator[Chunk]:
         """Everybody with everything, in one pass."""
