@@ -233,7 +233,9 @@ def _beaten(cut: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     others = {name: _at_size(cut, one, name) for name in one["holdout"]["methods"] if name != "look-alike"}
     # The methods share the hidden seeds, so that their difference varies less than this.
     better = [name for name, (recall, se, _) in others.items() if recall - ours > 1.96 * float(np.hypot(error, se))]
-    return f"For these seeds, at this size, {' and '.join(better)} finds more than the look-alike." if better else ""
+    names = " and ".join(f"the {name}" for name in better)
+    verb = "finds" if len(better) == 1 else "find"
+    return f"For these seeds, at this size, {names} {verb} more than the look-alike." if better else ""
 
 
 def _who(one: Mapping[str, Any], number: int) -> str:

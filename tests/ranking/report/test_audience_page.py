@@ -192,7 +192,7 @@ def test_a_better_baseline_is_said(found):
     assert "finds more than the look-alike" not in body(render(found))
     # recall .0306 ** .3, about .35 against .12, with errors of about .053 and .036
     found["lists"][0]["holdout"]["methods"]["classifier"] = method(0.3, 0.93)
-    assert "For these seeds, at this size, classifier finds more than the look-alike." in body(render(found))
+    assert "For these seeds, at this size, the classifier finds more than the look-alike." in body(render(found))
 
 
 @pytest.mark.parametrize(
