@@ -22,7 +22,7 @@ from ranking.model import representation_fields
 from ranking.state import LLOYD_ITERATIONS, in_batches
 from ranking.timeline import Timeline
 
-__all__ = ["train_lookalike", "train_representation"]
+__all__ = ["train_lookalike", "train_next_item", "train_representation"]
 
 NEGATIVES = 10  # a positive, RALM 1.1
 OTHERS = 5  # items beside the clicked one in the multi-class task
@@ -58,6 +58,23 @@ def train_representation(
         The fitted layer, and what happened: examples, losses, AUC of the positive against its negatives on held-out
         users, the weights of the field attention, examples a second.
     """
+    model, info = train_next_item(timeline, encoder, settings, seed=seed, progress=progress, board=board)
+    return next(layer for layer in model.layers if isinstance(layer, UserRepresentation)), info
+
+
+def train_next_item(
+    timeline: Timeline,
+    encoder: Encoder,
+    settings: LookalikeSettings,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    board: Board | None = None,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """As `train_representation`, but the whole model: the item table, too, that is dropped there.
+
+    With `merge="concat"` it is the YouTube DNN.
+    """
     user, arrays = positives(timeline, encoder)
     items = encoder.vocabularies["item"].size - 2
     keras.utils.set_random_seed(seed)
@@ -89,7 +106,7 @@ def train_representation(
             board.scalars("representation", epoch, {"loss": losses[-1], "auc": areas[-1] if areas else np.nan})
             for field, weights in _field_weights(layer, gather(arrays, kept[:4096])).items():
                 board.histogram("representation", epoch, f"field attention/{field}", weights)
-    return layer, {
+    return model, {
         "examples": len(kept),
         "loss": losses,
         "auc": areas,
