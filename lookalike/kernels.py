@@ -104,7 +104,7 @@ def combine(products, scales, factors, roots, alpha, temperature, out):
         products: float32 `[lists * (k + r + 1), users]`. `Seeds.columns` times the users.
         scales: float32 `[users]`. One over the length of each.
         factors: float32 `[lists, k]`. What a weight is multiplied with; 0 where there is no centroid.
-        roots: float32 `[lists, r, k]`. Upper triangular.
+        roots: float32 `[lists, r, k]`. Upper triangular; `[lists, 0, 0]` where there is no local part.
         alpha: float32. Share of the global part.
         temperature: float32. Multiple of the tanh; 0 stands for no tanh.
         out: float32 `[lists, users]`. Filled.
@@ -138,7 +138,7 @@ def combine(products, scales, factors, roots, alpha, temperature, out):
 def _weigh(products, base, low, factors, temperature, weights, total):
     """Weights `[k, users]` of the centroids, but for a factor a user, and their sums."""
     # Rows are cut out one by one: a cut through two axes would hide that they are contiguous.
-    k, size = len(factors), len(total)
+    k, size = len(weights), len(total)
     total[:] = ZERO
     if temperature == ONE:  # the exponent stays in [-1, 1]
         for j in range(k):

@@ -54,7 +54,7 @@ class Seeds:
     Args:
         columns: float32 `[lists, k + r + 1, hidden]`. What a user is multiplied with: `E W` (the attention logits),
             `Q^T`, and the global embedding at length 1; `r = min(k, hidden)`.
-        roots: float32 `[lists, r, k]`. `R`, upper triangular.
+        roots: float32 `[lists, r, k]`. `R`, upper triangular; `[lists, 0, 0]` where there is no local part.
         factors: float32 `[lists, k]`. What a weight is multiplied with: 0 where there is no centroid, else 1, or its
             share of the largest seed count under the size bias.
         directions: float32 `[lists, k, hidden]`. The centroids at length 1.
