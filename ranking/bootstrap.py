@@ -1,5 +1,6 @@
 """Standard errors of metrics by a bootstrap over users."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ Prepared = Callable[[np.ndarray], float]  # weight of each row -> value
 
 
 @dataclasses.dataclass(frozen=True)
-class _Statistic:
+class _Statistic(abc.ABC):
     """A metric of named columns, prepared once and then evaluated for many weightings of the rows.
 
     Args:
@@ -33,9 +34,9 @@ class _Statistic:
         wanted = dict(zip(("label", "score", "group"), (self.label, self.score, *names), strict=False))
         return kept, label_rows(**{name: np.asarray(columns[column])[kept] for name, column in wanted.items()})
 
+    @abc.abstractmethod
     def prepare(self, columns: Columns) -> Prepared:
         """A function of the weight of each row, `[n]` -> value."""
-        raise NotImplementedError
 
     def __call__(self, columns: Columns, weight: np.ndarray) -> float:
         """The value with `weight[i]` copies of row i."""
