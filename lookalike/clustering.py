@@ -1,23 +1,20 @@
-"""K-means of many items' seeds at once: ragged, deterministic, with a warm start."""
+"""K-means of many items' seeds at once: ragged, weighted, deterministic, with a warm start."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numba
 import numpy as np
-import threadpoolctl
 from numpy.typing import NDArray
+
+from lookalike.blocks import BLOCK, ROWS, nearest_rows, pack, squared_distance, squares
+from lookalike.plus_plus import fill
 
 __all__ = ["Clusters", "cluster"]
 
-BLOCK = 512  # points a distance block: [k, BLOCK] floats stay in the cache
-SAMPLE_PER_CENTROID = 64  # the start is chosen among at most so many points a centroid
-REASSOCIATE = {"reassoc", "contract", "nsz"}  # sums as vector instructions; infinities stay what they are
-
-_ONE_CALL = Lock()  # each call takes all cores; and two at once could not restore the BLAS thread count
+FEW, LARGE = 3, 2**18  # few iterations over many numbers: blocks are filled anew each time, not copied beforehand
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Clusters:
         centroids: float32 `[items, k, dim]`. Zeros where there is none.
         counts: int64 `[items, k]`. Seeds of each centroid; 0 marks a centroid that does not exist (the mask).
         assignment: int32 `[seeds]`. Each seed's centroid within its item.
-        inertia: float64 `[items]`. Sum of squared distances of the seeds to their centroids.
+        inertia: float64 `[items]`. Sum of squared distances of the seeds to their centroids, weighted.
     """
 
     centroids: NDArray[np.float32]
@@ -48,12 +45,15 @@ def cluster(
     iterations: int = 10,
     seed: int = 0,
     initial: NDArray[np.float32] | None = None,
+    weights: NDArray[np.float32] | None = None,
+    threads: int | None = None,
 ) -> Clusters:
     """Cluster each item's seeds into at most `k` centroids.
 
     Lloyd's iterations from a greedy k-means++ start. An item with `k` seeds or fewer keeps the seeds themselves. A
     cluster that runs empty restarts at the point farthest from its centroid. Each item is clustered as if it were
-    alone: the result depends neither on its neighbours nor on the number of threads.
+    alone: the result depends neither on its neighbours nor on the number of threads. Each thread copies one item's
+    seeds at a time into blocks.
 
     Args:
         embeddings: float32 `[seeds, dim]`. Transformed embeddings of the seeds, item after item.
@@ -64,6 +64,9 @@ def cluster(
         seed: int. Random seed of the start, the same for every item. Defaults to `0`.
         initial: float32 `[items, k, dim]`, optional. Warm start: centroids of an earlier call; a row of zeros stands
             for none and is chosen anew.
+        weights: float32 `[seeds]`, optional. Positive; a seed of weight 2 counts as two seeds in means and inertia, and
+            as one in `counts`. Defaults to 1 each.
+        threads: int, optional. Items are shared among so many threads. Defaults to all cores.
 
     Returns:
         `Clusters`.
@@ -73,24 +76,31 @@ def cluster(
 
     Reference: Liu et al., KDD 2019, section 4.2; Arthur and Vassilvitskii, SODA 2007 (k-means++).
     """
-    _check(embeddings, offsets, k, iterations, initial)
+    workers = (os.cpu_count() or 1) if threads is None else threads
+    _check(embeddings, offsets, initial, weights, k=k, iterations=iterations, threads=workers)
     items, dim = len(offsets) - 1, embeddings.shape[1]
     points = np.ascontiguousarray(embeddings)
+    masses = np.empty(0, np.float32) if weights is None else np.ascontiguousarray(weights)  # empty: 1 each
+    bounds = np.ascontiguousarray(offsets, np.int64)
     centroids = np.zeros((items, k, dim), np.float32)
     if initial is not None:
         centroids[:] = initial
     counts = np.zeros((items, k), np.int64)
     assignment = np.zeros(len(points), np.int32)
     inertia = np.zeros(items, np.float64)
-    bounds = np.ascontiguousarray(offsets, np.int64)
 
     def work(part: tuple[int, int]) -> None:
-        _cluster_items(points, bounds, part[0], part[1], iterations, seed, centroids, counts, assignment, inertia)
+        _cluster_items(points, masses, bounds, *part, iterations, seed, centroids, counts, assignment, inertia)
 
-    workers = os.cpu_count() or 1
-    # Parallel over items, not inside BLAS: its products are too small to share.
-    with _ONE_CALL, threadpoolctl.threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, _parts(bounds, 4 * workers)))
+    parts = [(0, items)] if workers == 1 else _parts(bounds, 4 * workers)
+    if len(parts) == 1:
+        work(parts[0])
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, parts))
+    # A value that is not finite reaches its item's inertia: no pass of its own over the embeddings.
+    if not np.isfinite(inertia).all() and not np.isfinite(points).all():
+        raise ValueError(f"`embeddings` should be finite. Received: {np.sum(~np.isfinite(points))} other values.")
     return Clusters(centroids, counts, assignment, inertia)
 
 
@@ -102,8 +112,8 @@ def _parts(offsets: NDArray[np.int64], wanted: int) -> list[tuple[int, int]]:
     return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
 
 
-def _check(embeddings: Any, offsets: Any, k: int, iterations: int, initial: Any) -> None:
-    for name, value in (("k", k), ("iterations", iterations)):
+def _check(embeddings: Any, offsets: Any, initial: Any, weights: Any, **positive: int) -> None:
+    for name, value in positive.items():
         if value < 1:
             raise ValueError(f"`{name}` should be a positive integer. Received: {name}={value}.")
     if embeddings.ndim != 2 or embeddings.dtype != np.float32:
@@ -114,191 +124,157 @@ def _check(embeddings: Any, offsets: Any, k: int, iterations: int, initial: Any)
         raise ValueError(
             f"`offsets` should run from 0 to the number of seeds, {len(embeddings)}. Received: {offsets!r}."
         )
-    if np.any(np.diff(offsets) < 0):
+    if np.any(offsets[1:] < offsets[:-1]):
         raise ValueError("`offsets` should never fall. Received: a falling step.")
-    if not np.isfinite(embeddings).all():
-        raise ValueError(f"`embeddings` should be finite. Received: {np.sum(~np.isfinite(embeddings))} other values.")
-    shape = (len(offsets) - 1, k, embeddings.shape[1])
+    shape = (len(offsets) - 1, positive["k"], embeddings.shape[1])
     if initial is not None and (initial.shape != shape or not np.isfinite(initial).all()):
         raise ValueError(f"`initial` should be finite with shape {list(shape)}. Received: {list(initial.shape)}.")
+    if weights is None:
+        return
+    if weights.shape != (len(embeddings),) or weights.dtype != np.float32:
+        raise ValueError(
+            f"`weights` should be float32 [{len(embeddings)}]. Received: {weights.dtype} {list(weights.shape)}."
+        )
+    wrong = ~(np.isfinite(weights) & (weights > 0))
+    if wrong.any():
+        raise ValueError(f"`weights` should be positive and finite. Received: {weights[wrong][0]}.")
 
 
 @numba.njit(nogil=True, cache=True)
-def _cluster_items(points, offsets, first, last, iterations, seed, centroids, counts, assignment, inertia):
+def _cluster_items(points, weights, offsets, first, last, iterations, seed, centroids, counts, assignment, inertia):
     """Cluster items `first` to `last`, in place: `centroids` holds the warm start and takes the result."""
     k, dim = centroids.shape[1], centroids.shape[2]
-    buffer = np.empty(k * BLOCK, np.float32)
-    sums = np.empty((k, dim), np.float64)
+    longest = 0
+    for item in range(first, last):
+        longest = max(longest, offsets[item + 1] - offsets[item])
+    held = 1 if iterations <= FEW and longest * dim > LARGE else (longest + BLOCK - 1) // BLOCK
+    blocks = np.empty((held if longest > k else 0, dim, BLOCK), np.float32)
     for item in range(first, last):
         low, high = offsets[item], offsets[item + 1]
-        own, centres, sizes = points[low:high], centroids[item], counts[item]
-        labels = assignment[low:high]
+        own, centres, sizes, labels = points[low:high], centroids[item], counts[item], assignment[low:high]
+        own_weights = weights[low:high]
         if len(own) <= k:
             centres[:] = 0.0
-            for i in range(len(own)):
-                centres[i] = own[i]
-                sizes[i] = 1
-                labels[i] = i
-            continue
-        np.random.seed(seed)
-        alive = _start(own, centres)
-        distances = np.empty(len(own), np.float32)
-        labels[:] = -1
-        for _ in range(iterations):
-            moved = _assign(own, centres, alive, labels, distances, buffer)
-            if moved == 0:
-                break
-            _update(own, centres, sizes, labels, distances, sums)
-            alive = sizes > 0
+            centres[: len(own)] = own
+            sizes[: len(own)] = 1
+            labels[:] = np.arange(len(own))
+        else:
+            _lloyd(own, own_weights, blocks, iterations, seed, centres, sizes, labels)
         for i in range(len(own)):
-            inertia[item] += _squared_distance(own[i], centres[labels[i]])
+            distance = squared_distance(own[i], centres[labels[i]])
+            inertia[item] += distance * own_weights[i] if len(own_weights) else distance
 
 
 @numba.njit(nogil=True, cache=True)
-def _start(points, centres):
-    """Fill the rows of zeros of `centres` by k-means++ on a sample; returns which rows could be filled."""
-    k = len(centres)
-    alive = np.zeros(k, np.bool_)
-    for j in range(k):
-        alive[j] = np.any(centres[j] != 0.0)
-    if alive.all():
-        return alive
-    n = min(len(points), SAMPLE_PER_CENTROID * k)
-    chosen = np.arange(len(points))
-    for i in range(n if n < len(points) else 0):  # a partial shuffle
-        other = np.random.randint(i, len(points))
-        chosen[i], chosen[other] = chosen[other], chosen[i]
-    sample = np.empty((n, points.shape[1]), np.float32)
-    for i in range(n):
-        sample[i] = points[chosen[i]]
-    squares = np.empty(n, np.float32)
-    for i in range(n):
-        squares[i] = np.sum(sample[i] * sample[i])
-    nearest = np.full(n, np.inf, np.float32)
-    for j in range(k):
-        if alive[j]:
-            for i in range(n):
-                nearest[i] = min(nearest[i], _squared_distance(sample[i], centres[j]))
-    trials = np.empty((2 + int(np.log(k)), points.shape[1]), np.float32)
-    picks = np.empty(len(trials), np.int64)
-    products = np.empty((len(trials), n), np.float32)
-    for j in range(k):
-        if alive[j]:
-            continue
-        total = np.sum(nearest)
-        if total <= 0.0:  # fewer distinct points than centroids
+def _lloyd(points, weights, blocks, iterations, seed, centres, sizes, labels):
+    """Cluster one item's points from the start in `centres`, in place; `blocks` has room for all of them or for one."""
+    if len(blocks) > 1:
+        pack(points, blocks)
+    alive = fill(points, weights, centres, seed)
+    sums, masses = np.zeros(centres.shape, np.float64), np.zeros(len(centres), np.float64)
+    labels[:] = -1
+    for step in range(iterations):
+        anew = step == iterations - 1  # what came and went leaves no rounding behind in the last sums
+        moved = _assign(points, weights, blocks, centres, alive, anew, labels, sizes, sums, masses)
+        if moved == 0 and not anew:
+            nothing = np.full(len(points), -1, np.int32)
+            _clear(sizes, sums, masses)
+            _add(points, weights, 0, labels, nothing, 1.0, sizes, sums, masses)
+        _fill_empty(points, weights, centres, labels, sizes, sums, masses)
+        _divide(centres, sizes, sums, masses)
+        if moved == 0:
             break
-        for t in range(len(trials)):
-            picks[t] = _draw(nearest, total)
-            trials[t] = sample[picks[t]]
-        np.dot(trials, sample.T, products)
-        best = _best_trial(products, squares, picks, nearest)
-        centres[j] = trials[best]
-        alive[j] = True
-        nearest[:] = products[best]
-    return alive
-
-
-@numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
-def _best_trial(products, squares, picks, nearest):
-    """Turn each trial's products into what `nearest` would become, in place; the trial with the lowest sum wins."""
-    best, lowest = 0, np.float32(np.inf)
-    for t in range(len(picks)):
-        row, own = products[t], squares[picks[t]]
-        total = np.float32(0.0)
-        for i in range(len(row)):
-            distance = max(squares[i] + own - np.float32(2.0) * row[i], np.float32(0.0))
-            row[i] = min(nearest[i], distance)
-        for i in range(len(row)):
-            total += row[i]
-        if total < lowest:
-            best, lowest = t, total
-    return best
+        alive = sizes > 0
 
 
 @numba.njit(nogil=True, cache=True)
-def _draw(weights, total):
-    """Index drawn in proportion to `weights`; uniform while they are infinite."""
-    if np.isinf(total):
-        return np.random.randint(0, len(weights))
-    rest = np.random.random() * total
-    last = 0
-    for i in range(len(weights)):
-        if weights[i] > 0.0:
-            last = i
-            rest -= weights[i]
-            if rest < 0.0:
-                break
-    return last
-
-
-@numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
-def _squared_distance(a, b):
-    total = np.float32(0)
-    for d in range(len(a)):
-        difference = a[d] - b[d]
-        total += difference * difference
-    return total
-
-
-@numba.njit(nogil=True, cache=True)
-def _assign(points, centres, alive, labels, distances, buffer):
-    """Give each point its nearest centre. Returns how many changed; `distances` lack the constant |point|^2."""
-    k = len(centres)
-    scaled = centres * np.float32(-2.0)
-    norms = np.empty(k, np.float32)
+def _assign(points, weights, blocks, centres, alive, anew, labels, sizes, sums, masses):
+    """Give each point its nearest centre and move it from sum to sum, or sum all anew. Returns how many moved."""
+    k, dim = centres.shape
+    rows = np.zeros(((k + ROWS - 1) // ROWS * ROWS, dim), np.float32)
+    norms = np.full(len(rows), np.inf, np.float32)
+    lengths = squares(centres)
     for j in range(k):
-        norms[j] = np.sum(centres[j] * centres[j]) if alive[j] else np.inf
+        norms[j] = lengths[j] if alive[j] else np.inf
+        for d in range(dim):
+            rows[j, d] = np.float32(-2.0) * centres[j, d]
+    if anew:
+        _clear(sizes, sums, masses)
+    nearest, nothing = np.empty(BLOCK, np.int32), np.full(BLOCK, -1, np.int32)
     moved = 0
     for low in range(0, len(points), BLOCK):
-        block = points[low : low + BLOCK]
-        size = len(block)
-        products = buffer[: k * size].reshape(k, size)
-        np.dot(scaled, block.T, products)
-        best = distances[low : low + size]
-        best[:] = np.inf
-        index = np.zeros(size, np.int32)
-        for j in range(k):  # the inner loop runs over points: it becomes vector instructions
-            for i in range(size):
-                distance = products[j, i] + norms[j]
-                closer = distance < best[i]
-                best[i] = distance if closer else best[i]
-                index[i] = j if closer else index[i]
-        for i in range(size):
-            moved += index[i] != labels[low + i]
-            labels[low + i] = index[i]
+        if len(blocks) > 1:
+            nearest_rows(blocks, rows, norms, low // BLOCK, nearest)
+        else:
+            pack(points[low : low + BLOCK], blocks)
+            nearest_rows(blocks, rows, norms, 0, nearest)
+        old = labels[low : low + BLOCK]
+        new = nearest[: len(old)]
+        if not anew:
+            _add(points, weights, low, old, new, -1.0, sizes, sums, masses)
+        _add(points, weights, low, new, nothing if anew else old, 1.0, sizes, sums, masses)
+        for i in range(len(old)):
+            moved += old[i] != new[i]
+            old[i] = new[i]
     return moved
 
 
 @numba.njit(nogil=True, cache=True)
-def _update(points, centres, sizes, labels, distances, sums):
-    """Move each centre to the mean of its points; an empty one takes the farthest point of a larger cluster."""
-    sums[:] = 0.0
+def _clear(sizes, sums, masses):
     sizes[:] = 0
-    for i in range(len(points)):
-        row = sums[labels[i]]
-        sizes[labels[i]] += 1
+    sums[:] = 0.0
+    masses[:] = 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _add(points, weights, first, labels, others, sign, sizes, sums, masses):
+    """Add `sign` times the points from `first` to the sums of their `labels`, but for those that `others` agree on.
+
+    The loop over points is inside: a call for each would count references, at four times the work.
+    """
+    for i in range(len(labels)):
+        j = labels[i]
+        if j == others[i] or j < 0:
+            continue
+        mass = sign * weights[first + i] if len(weights) else sign
+        sizes[j] += np.int64(sign)
+        masses[j] += mass
+        row = sums[j]
         for d in range(points.shape[1]):
-            row[d] += points[i, d]
-    if np.any(sizes == 0):
-        for i in range(len(points)):
-            distances[i] = _squared_distance(points[i], centres[labels[i]])
-        for j in range(len(centres)):
-            if sizes[j] > 0:
-                continue
-            farthest = -1
-            for i in range(len(points)):
-                larger = distances[i] > 0.0 and sizes[labels[i]] > 1
-                if larger and (farthest < 0 or distances[i] > distances[farthest]):
-                    farthest = i
-            if farthest < 0:
-                break
-            sums[labels[farthest]] -= points[farthest]
-            sizes[labels[farthest]] -= 1
-            sums[j] = points[farthest]
-            sizes[j] = 1
-            labels[farthest] = j
-            distances[farthest] = 0.0
+            row[d] += mass * points[first + i, d]
+
+
+@numba.njit(nogil=True, cache=True)
+def _divide(centres, sizes, sums, masses):
     for j in range(len(centres)):
-        for d in range(points.shape[1]):
-            centres[j, d] = sums[j, d] / sizes[j] if sizes[j] > 0 else 0.0
+        for d in range(centres.shape[1]):
+            centres[j, d] = sums[j, d] / masses[j] if sizes[j] > 0 else 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_empty(points, weights, centres, labels, sizes, sums, masses):
+    """Give each empty centre the farthest point of a larger cluster."""
+    if np.all(sizes > 0):
+        return
+    distances = np.empty(len(points), np.float32)
+    for i in range(len(points)):
+        distances[i] = squared_distance(points[i], centres[labels[i]])
+    for j in range(len(centres)):
+        if sizes[j] > 0:
+            continue
+        farthest = -1
+        for i in range(len(points)):
+            larger = distances[i] > 0.0 and sizes[labels[i]] > 1
+            if larger and (farthest < 0 or distances[i] > distances[farthest]):
+                farthest = i
+        if farthest < 0:
+            break
+        old, mass = labels[farthest], weights[farthest] if len(weights) else 1.0
+        sizes[old] -= 1
+        sizes[j] = 1
+        masses[old] -= mass
+        masses[j] = mass
+        sums[old] -= mass * points[farthest]
+        sums[j] = mass * points[farthest]
+        labels[farthest] = j
+        distances[farthest] = 0.0
