@@ -1,28 +1,55 @@
 """RALM look-alike models: how much does a target user resemble the seeds of an item?"""
 
 from lookalike.attention import AttentionMerge, GlobalAttention, LocalAttention
+from lookalike.audience import Audience, SeedList, expand, overlap
+from lookalike.baselines import AverageEmbedding, Popularity, ProfileMatch
 from lookalike.clustering import Clusters, cluster
+from lookalike.graph import LabelPropagation
+from lookalike.hashing import HashedNeighbors
+from lookalike.holdout import holdout
+from lookalike.regression import Classifier, LogisticPairs
 from lookalike.representation import CandidateLogits, Field, UserRepresentation, build_next_item_model, user_inputs
+from lookalike.retrieval import best_items, best_users, gate
 from lookalike.sampling import limit_positives, log_uniform_probabilities, sample_negatives
+from lookalike.scorer import Scorer, seed_centroids
+from lookalike.selection import Cut
 from lookalike.similarity import LookalikeModel, SimilarityLogit, build_similarity_trainer, cosine, leave_one_out
 
 __all__ = [
     "AttentionMerge",
+    "Audience",
+    "AverageEmbedding",
     "CandidateLogits",
+    "Classifier",
     "Clusters",
+    "Cut",
     "Field",
     "GlobalAttention",
+    "HashedNeighbors",
+    "LabelPropagation",
     "LocalAttention",
+    "LogisticPairs",
     "LookalikeModel",
+    "Popularity",
+    "ProfileMatch",
+    "Scorer",
+    "SeedList",
     "SimilarityLogit",
     "UserRepresentation",
+    "best_items",
+    "best_users",
     "build_next_item_model",
     "build_similarity_trainer",
     "cluster",
     "cosine",
+    "expand",
+    "gate",
+    "holdout",
     "leave_one_out",
     "limit_positives",
     "log_uniform_probabilities",
+    "overlap",
     "sample_negatives",
+    "seed_centroids",
     "user_inputs",
 ]

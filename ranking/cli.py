@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ranking import cli_audience, cli_expand
 from ranking.atomic import refuse_existing
 from ranking.cli_replay import replay_app
 from ranking.errors import UserError
@@ -19,7 +20,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="Rank by look-alike similarity, click and conversion in one score; tune it on logs; serve it.\n\n"
-    "The life cycle: data simulate or import, train, evaluate, replay tune, export, serve, rank. "
+    "The life cycle: data simulate or import, train, evaluate, replay tune, export, serve, rank; and expand, which "
+    "makes an audience of a list of users. "
     "`seedrank demo` walks through all of it on a simulated log.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -264,6 +266,10 @@ def rank(
     order = sorted(range(len(ids)), key=lambda row: -found["score"][row])
     rows = [{"item_id": ids[row], **{key: values[row] for key, values in found.items()}} for row in order]
     show(rows, as_json, ranking_table(rows))
+
+
+cli_expand.add_to(app)
+cli_audience.add_to(app)
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
