@@ -14,6 +14,7 @@ TOLD = 10  # over-indexing values of a list
 PROFILED = 5  # lists whose over-indexing values are shown; the report has all
 FEW = "<20"  # stands for a count that is not told
 SHOWN = (1, 5, 10)  # percent of the population: columns of the hold-out
+_HOW = {"normalised": "found without case and white space", "sha256": "found by digest"}
 
 
 def _table(title: str, words: int, columns: Sequence[str]) -> Table:
@@ -58,40 +59,50 @@ def expansion_table(found: Mapping[str, Any], out: Path) -> Group:
     return Group(*parts, "", Text(f"wrote {out} in {found['seconds']:.1f} s"))
 
 
-def _matches(lists: Sequence[Mapping[str, Any]]) -> Table:
-    names = ("rows", "matched", "unmatched", "ambiguous", "duplicates", "malformed", "blank", "contradicting")
-    table = _table("seeds", 1, ["list", *names, "match rate", "found by"])
+def _matches(lists: Sequence[Mapping[str, Any]]) -> Group:
+    """What became of the rows of each list."""
+    names = {
+        "rows": "rows",
+        "matched": "seeds",
+        "unmatched": "unknown",
+        "duplicates": "twice",
+        "malformed": "bad",
+        "blank": "empty",
+        "contradicting": "negative",
+    }
+    table = _table("seeds", 1, ["list", *names.values(), "match rate"])
+    notes = []
     for one in lists:
         match = one["match"]
-        by = ", ".join(f"{how} {count:,}" for how, count in match["by"].items() if count)
-        _row(table, one["name"], *(f"{match[name]:,}" for name in names), _share(match["match_rate"]), by)
-    return table
+        _row(table, one["name"], *(f"{match[name]:,}" for name in names), _share(match["match_rate"]))
+        by = [f"{count:,} {_HOW[how]}" for how, count in match["by"].items() if count and how != "raw"]
+        by += [f"{match['ambiguous']:,} of the unknown fit several users"] if match["ambiguous"] else []
+        notes += [Text(f"{one['name']}: {', '.join(by)}")] if by else []
+    return Group(table, *notes)
 
 
 def _audiences(lists: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("audience", 1, ["list", "users", "of those eligible", "lowest", "median", "highest similarity"])
+    table = _table("audience", 1, ["list", "users", "of eligible", "similarity from", "median", "to"])
     for one in lists:
         ends = (_number(one["similarity"][name]) for name in ("lowest", "median", "highest"))
         _row(table, one["name"], f"{one['size']:,}", f"{one['percent_of_eligible']:.2f}%", *ends)
     return table
 
 
-def _holdouts(lists: Sequence[Mapping[str, Any]]) -> Any:
+def _holdouts(lists: Sequence[Mapping[str, Any]]) -> Group:
     """Recall and lift of hidden seeds at some sizes."""
-    heads = [f"{kind} @ {percent}%" for percent in SHOWN for kind in ("recall", "lift")]
-    table = _table("hold-out: hidden seeds found again", 2, ["list", "method", *heads, "AUC"])
+    title = "hold-out: hidden seeds among the most similar users (times chance)"
+    table = _table(title, 2, ["list", "method", *(f"in {percent}%" for percent in SHOWN), "AUC"])
     refused = []
     for one in lists:
         if "refused" in one["holdout"]:
-            refused.append(f"{one['name']}: no hold-out: {one['holdout']['refused']}")
+            refused.append(Text(f"{one['name']}: no hold-out: {one['holdout']['refused']}"))
             continue
         for method, curve in one["holdout"]["methods"].items():
-            cells = []
-            for percent in SHOWN:
-                at = curve["percent"].index(percent)
-                cells += [_share(curve["recall"][at]), _number(curve["lift"][at], 2)]
+            places = [curve["percent"].index(percent) for percent in SHOWN]
+            cells = [f"{curve['recall'][at]:.1%} ({curve['lift'][at]:.1f}x)" for at in places]
             _row(table, one["name"], method, *cells, _number(curve["auc"]))
-    return Group(*([table] if table.row_count else []), *map(Text, refused))
+    return Group(*([table] if table.row_count else []), *refused)
 
 
 def _profile(one: Mapping[str, Any]) -> Table:
