@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from lookalike.holdout import Curve, Holdout, holdout
 from lookalike.scorer import Scorer, Seeds, Users, seed_centroids, slabs
 from lookalike.selection import Cut, Reach, Selection
+from lookalike.threads import one_blas_thread
 
 __all__ = [
     "Audience",
@@ -107,14 +108,15 @@ def expand(
         done = start + len(vectors)
         if total is not None and done > total:
             break
-        users = scorer.project(vectors, threads=threads)
-        scores = seeds.similarity(users, threads=threads)  # [lists, users]
-        mask = _eligible(eligible, start, done)
-        for number, selection in enumerate(chosen):
-            score = scores[number]
-            if pairs[number] is not None:
-                score = (score - scores[pairs[number]]) / np.float32(2)
-            _choose(selection, score, _without(mask, excluded[number], start), start, users, seeds, number)
+        with one_blas_thread():
+            users = scorer.project(vectors, threads=threads)
+            scores = seeds.similarity(users, threads=threads)  # [lists, users]
+            mask = _eligible(eligible, start, done)
+            for number, selection in enumerate(chosen):
+                score = scores[number]
+                if pairs[number] is not None:
+                    score = (score - scores[pairs[number]]) / np.float32(2)
+                _choose(selection, score, _without(mask, excluded[number], start), start, users, seeds, number)
         if progress is not None:
             progress("users scored", done, total if total is not None else done)
     if total is not None and done != total:

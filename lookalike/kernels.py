@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-__all__ = ["LANES", "activate", "combine", "exponential", "exponential_of_tanh"]
+__all__ = ["LANES", "activate", "combine", "exponential", "exponential_of_tanh", "gather", "highest"]
 
 LANES = 16  # users are padded to a multiple of it: no loop has a rest
 STRIP = 256  # users whose weights stay in the first-level cache
@@ -208,3 +208,35 @@ def _last_row(weights, root, i, y, scratch, size):
     for u in range(size):
         above[u] += first[u] * y[u]
         below[u] += first[u] * first[u]
+
+
+@_compiled
+def highest(values, live, out):
+    """Row of the highest of `values` `[k, n]` in each column, among the `live` ones, into int32 `[n]`; the first."""
+    best = np.full(values.shape[1], -np.inf, np.float32)
+    out[:] = -1
+    for j in range(values.shape[0]):
+        if live[j]:
+            row = values[j]
+            for u in range(len(best)):
+                higher = row[u] > best[u]
+                best[u] = row[u] if higher else best[u]
+                out[u] = np.int32(j) if higher else out[u]
+
+
+@_compiled
+def gather(values, block, rows, out):
+    """Columns of the blocks that make up `values`, each `[hidden, block]` but for the last, into `[hidden, n]`."""
+    hidden = out.shape[0]
+    low = 0
+    while low < len(rows):
+        first = rows[low] // block * block
+        width = min(block, len(values) // hidden - first)
+        high = low
+        while high < len(rows) and rows[high] < first + block:
+            high += 1
+        for i in range(hidden):
+            start = first * hidden + i * width - first
+            for n in range(low, high):
+                out[i, n] = values[start + rows[n]]
+        low = high

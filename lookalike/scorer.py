@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lookalike.clustering import cluster
-from lookalike.kernels import LANES, activate, combine
+from lookalike.kernels import LANES, activate, combine, gather, highest
 from lookalike.threads import one_blas_thread, share_out
 
 __all__ = ["SLAB", "Scorer", "Seeds", "Users", "seed_centroids", "slabs"]
@@ -24,23 +24,28 @@ class Users:
     """Target users as the scorer works on them: transformed, one user a column.
 
     Args:
-        blocks: float32 arrays `[hidden, width]`. Zeros past the last user.
+        values: float32 array. The blocks, one after the other; zeros past the last user.
         scales: float32 arrays `[width]`. One over the length of each; 0 for a user who is (almost) zero.
+        hidden: int. Width of the transformed embeddings.
         rows: int. How many users there are.
     """
 
-    blocks: list[NDArray[np.float32]]
+    values: NDArray[np.float32]
     scales: list[NDArray[np.float32]]
+    hidden: int
     rows: int
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Transformed users `[hidden, n]` of ascending row numbers `[n]`."""
-        ends = np.searchsorted(rows, BLOCK * np.arange(len(self.blocks) + 1))
-        parts = [
-            block[:, rows[low:high] - number * BLOCK]
-            for number, (block, low, high) in enumerate(zip(self.blocks, ends[:-1], ends[1:], strict=True))
-        ]
-        return np.concatenate(parts, axis=1)
+        result = np.empty((self.hidden, len(rows)), np.float32)
+        gather(self.values, BLOCK, rows, result)
+        return result
+
+    @property
+    def blocks(self) -> list[NDArray[np.float32]]:
+        """Float32 `[hidden, width]` each, of `BLOCK` users but for the last."""
+        sizes = [self.hidden * len(scales) for scales in self.scales]
+        return [part.reshape(self.hidden, -1) for part in np.split(self.values, np.cumsum(sizes)[:-1])] if sizes else []
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Seeds:
         starts = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
         result = np.empty((lists, int(starts[-1])), np.float32)
         together = max(1, GROUP // width)
+        of_users = users.blocks
 
         def work(blocks: range) -> None:
             buffer = np.empty(together * width * max((widths[b] for b in blocks), default=0), np.float32)
@@ -91,7 +97,7 @@ class Seeds:
                     some = slice(low, min(low + together, lists))
                     columns = self.columns[some].reshape(-1, hidden)
                     products = buffer[: len(columns) * widths[b]].reshape(len(columns), widths[b])
-                    np.matmul(columns, users.blocks[b], out=products)  # [lists * width, users]
+                    np.matmul(columns, of_users[b], out=products)  # [lists * width, users]
                     combine(
                         products,
                         users.scales[b],
@@ -111,8 +117,9 @@ class Seeds:
             return np.full(users.shape[1], -1, np.int32)
         with one_blas_thread():
             cosines = self.directions[number] @ users  # [k, n], but for the length of the user
-        cosines[~self.live[number]] = -np.inf
-        return np.argmax(cosines, axis=0).astype(np.int32)
+        result = np.empty(users.shape[1], np.int32)
+        highest(cosines, self.live[number], result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -184,16 +191,17 @@ class Scorer:
         kernel = np.ascontiguousarray(self.kernel.T)
         parts = [vectors[low : low + BLOCK] for low in range(0, len(vectors), BLOCK)]
         widths = [-(-len(part) // LANES) * LANES for part in parts]
-        blocks = [np.zeros((self.hidden, width), np.float32) for width in widths]
-        scales = [np.empty(width, np.float32) for width in widths]
+        values = np.zeros(self.hidden * sum(widths), np.float32)
+        users = Users(values, [np.empty(width, np.float32) for width in widths], self.hidden, len(vectors))
+        blocks = users.blocks
 
         def work(some: range) -> None:
             for b in some:
                 np.matmul(kernel, parts[b].T, out=blocks[b][:, : len(parts[b])])  # [hidden, users]
-                activate(blocks[b], self.bias, self.slope, len(parts[b]), scales[b])
+                activate(blocks[b], self.bias, self.slope, len(parts[b]), users.scales[b])
 
         share_out(work, len(parts), threads)
-        return Users(blocks, scales, len(vectors))
+        return users
 
     def transform(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """User embeddings `[n, user_dim]` -> `[n, hidden]`: what seeds are clustered in."""

@@ -133,7 +133,13 @@ class Selection:
     def admit(self, scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Count the scores `[n]` of the rows in `mask`; the places of those that may be among the best."""
         places = np.empty(len(scores), np.int64)
-        return places[: _admit(scores, mask, self._bar, self.counts, places)]
+        places = places[: _admit(scores, mask, self._bar, self.counts, places)]
+        if self._most is None or self._held + len(places) <= self._most or len(places) <= self._most // 8:
+            return places
+        # Many came: raise the bar before anything is worked out about them.
+        new = scores[places]
+        self._bar = float(_last(np.concatenate([*self._scores, new]), self._most))
+        return places[new >= self._bar]
 
     def add(self, rows: NDArray[np.int64], scores: NDArray[np.float32], centroids: NDArray[np.int32]) -> None:
         """Take in rows that were admitted."""
@@ -156,7 +162,7 @@ class Selection:
         """Keep the best `most`; of those that tie for the last place, the first rows."""
         rows, scores, centroids = self._joined()
         most = self._most or 0
-        last = np.partition(scores, len(scores) - most)[len(scores) - most]
+        last = _last(scores, most)
         above, tied = scores > last, np.flatnonzero(scores == last)
         above[tied[: most - int(above.sum())]] = True
         self._rows, self._scores, self._centroids = [rows[above]], [scores[above]], [centroids[above]]
@@ -169,6 +175,11 @@ class Selection:
             np.concatenate([np.empty(0, np.float32), *self._scores]),
             np.concatenate([np.empty(0, np.int32), *self._centroids]),
         )
+
+
+def _last(scores: NDArray[np.float32], most: int) -> np.float32:
+    """The lowest of the `most` highest scores."""
+    return np.partition(scores, len(scores) - most)[len(scores) - most]
 
 
 def _share(percent: float, eligible: int) -> int:
@@ -187,7 +198,7 @@ def _admit(scores, mask, bar, counts, places):
     for i in range(len(scores)):
         if mask[i]:
             score = np.float64(scores[i])
-            counts[np.int64((score + 1.0) * BINS)] += 1
+            counts[np.int64(np.floor(score * BINS)) + BINS] += 1  # in this order: score + 1 would lose digits
             places[found] = i
             found += score > bar
     return found
