@@ -1,7 +1,7 @@
 """RALM look-alike models: how much does a target user resemble the seeds of an item?"""
 
 from lookalike.attention import AttentionMerge, GlobalAttention, LocalAttention
-from lookalike.audience import Audience, SeedList, expand, overlap
+from lookalike.audience import Audience, Curve, Holdout, Reach, SeedList, expand, overlap
 from lookalike.baselines import AverageEmbedding, Popularity, ProfileMatch
 from lookalike.clustering import Clusters, cluster
 from lookalike.graph import LabelPropagation
@@ -9,9 +9,9 @@ from lookalike.hashing import HashedNeighbors
 from lookalike.holdout import holdout
 from lookalike.regression import Classifier, LogisticPairs
 from lookalike.representation import CandidateLogits, Field, UserRepresentation, build_next_item_model, user_inputs
-from lookalike.retrieval import best_items, best_users, gate
+from lookalike.retrieval import BestItems, best_items, best_users, gate
 from lookalike.sampling import limit_positives, log_uniform_probabilities, sample_negatives
-from lookalike.scorer import Scorer, seed_centroids
+from lookalike.scorer import Scorer, Seeds, seed_centroids
 from lookalike.selection import Cut
 from lookalike.similarity import LookalikeModel, SimilarityLogit, build_similarity_trainer, cosine, leave_one_out
 
@@ -19,21 +19,26 @@ __all__ = [
     "AttentionMerge",
     "Audience",
     "AverageEmbedding",
+    "BestItems",
     "CandidateLogits",
     "Classifier",
     "Clusters",
+    "Curve",
     "Cut",
     "Field",
     "GlobalAttention",
     "HashedNeighbors",
+    "Holdout",
     "LabelPropagation",
     "LocalAttention",
     "LogisticPairs",
     "LookalikeModel",
     "Popularity",
     "ProfileMatch",
+    "Reach",
     "Scorer",
     "SeedList",
+    "Seeds",
     "SimilarityLogit",
     "UserRepresentation",
     "best_items",
