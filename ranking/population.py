@@ -20,6 +20,7 @@ from ranking.errors import UserError
 __all__ = ["Chunk", "ParquetPopulation", "Population", "RunPopulation", "forgotten_users"]
 
 BATCH = 65_536  # users a chunk
+READ_BYTES = 1 << 20  # of a column at a time
 _JOIN = "\x1f"  # joins the values of a list column; no value holds it
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
 _NUMBER = (pa.types.is_integer, pa.types.is_floating)
@@ -172,7 +173,8 @@ class ParquetPopulation:
     def _batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         start = 0
         try:
-            with pa.parquet.ParquetFile(self.path) as file:
+            # Otherwise it reads ahead and keeps what was read: in the end the whole file.
+            with pa.parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=READ_BYTES) as file:
                 for batch in file.iter_batches(BATCH, columns=list(columns)):
                     yield start, batch
                     start += len(batch)

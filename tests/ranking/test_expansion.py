@@ -16,6 +16,7 @@ from ranking.audience_profile import Segments, centroid_profile, list_profile, o
 from ranking.data.schema import Feature
 from ranking.errors import UserError
 from ranking.expansion import expand_seeds
+from ranking.population import ParquetPopulation
 from ranking.seeds_file import fingerprint
 
 DIM, USERS = 6, 3000
@@ -258,6 +259,17 @@ class TestFileOfUsers:
         assert max(size for _, size in seen) <= 500
         assert sum(size for vector, size in seen if vector) == 2 * USERS
         assert sum(size for vector, size in seen if not vector) == USERS  # ids and attributes of the members
+
+    def test_does_not_keep_what_it_has_read(self, tmp_path, monkeypatch):
+        """25 MB of vectors in 20 row groups: what Arrow holds stays at some batches."""
+        monkeypatch.setattr("ranking.population.BATCH", 5000)
+        values = np.random.default_rng(0).normal(size=200_000 * 32).astype(np.float32)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 32)
+        pq.write_table(pa.table({"user_id": np.arange(200_000), "vector": vectors}), tmp_path / "u.parquet", 10_000)
+        del values, vectors
+        before = pa.total_allocated_bytes()
+        held = [pa.total_allocated_bytes() - before for _ in ParquetPopulation(tmp_path / "u.parquet", 32).chunks()]
+        assert len(held) == 40 and max(held) < 8e6
 
 
 class TestTold:
