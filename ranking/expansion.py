@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lookalike.audience import Audience, Cut, SeedList, expand
 from lookalike.scorer import Scorer, seed_centroids
 from ranking.atomic import atomic_file
-from ranking.audience_profile import FLOOR, Segments
+from ranking.audience_profile import FLOOR, Segments, floored
 from ranking.batches import Progress, silent
 from ranking.errors import UserError
 from ranking.expansion_report import list_report, overlaps, tested
@@ -187,7 +187,7 @@ def expand_seeds(
         "excluded": {
             "seeds": int(surveyed.eligible[every_seed].sum()),
             "lists": surveyed.listed,
-            "where": surveyed.outside,
+            "where": floored(surveyed.outside) if surveyed.outside else 0,
             "unknown": sum(left_out.unknown(ids) for ids in unwanted),
         },
         "lists": reports,

@@ -44,11 +44,11 @@ def _number(value: float | None, digits: int = 4) -> str:
 def expansion_table(found: Mapping[str, Any], out: Path) -> Group:
     """Matches, audiences, hold-out, who the seeds are, and overlaps."""
     lists, excluded = found["lists"], found["excluded"]
-    unknown = f", with {excluded['unknown']:,} ids that nobody has" if excluded["unknown"] else ""
+    unknown = f" (ids that nobody has: {excluded['unknown']:,})" if excluded["unknown"] else ""
     parts: list[Any] = [
         Text(
             f"{found['population']:,} users, {found['eligible']:,} to choose from: {excluded['lists']:,} are on a list "
-            f"to leave out{unknown}; {excluded['where']:,} do not meet the filter"
+            f"to leave out{unknown}; {_count(excluded['where'])} do not meet the filter"
         ),
         *("", _matches(lists), "", _audiences(lists), "", _holdouts(lists)),
     ]

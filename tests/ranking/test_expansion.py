@@ -282,6 +282,12 @@ class TestTold:
             *("over_indexing", "centroids"),
         }
 
+    def test_a_filter_that_names_a_handful_does_not_count_them(self, run):
+        incomes = run.attributes()["income"].value_counts()
+        few = incomes[incomes < 20].index[0]
+        told = expand_seeds(run, {"a": SEEDS}, cut=Cut(size=1), where=f"income != {few}", check=False).as_dict()
+        assert told["excluded"]["where"] is None
+
     def test_holdout(self, run):
         held = expand_seeds(run, {"a": SEEDS}, cut=Cut(size=1)).as_dict()["lists"][0]["holdout"]
         assert held["hidden"] == 40  # a fifth of 200
