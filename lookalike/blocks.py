@@ -8,7 +8,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["BLOCK", "REASSOCIATE", "ROWS", "nearest_rows", "pack", "products", "squared_distance", "squares"]
+__all__ = ["BLOCK", "REASSOCIATE", "ROWS", "add_row", "nearest_rows", "pack", "products", "squared_distance", "squares"]
 
 # The kernels hold ROWS x VECTORS vectors of LANES sums in registers: 20 of AVX-512's 32, 10 of AVX2's 16.
 LANES, VECTORS, ROWS = (16, 4, 5) if binding.get_host_cpu_features().get("avx512f") else (8, 2, 5)
@@ -164,3 +164,28 @@ def nearest_rows(typingctx, blocks, rows, norms, block, out):
         return context.get_dummy_value()
 
     return types.void(blocks, rows, norms, types.intp, out), generate
+
+
+@_kernel
+def add_row(typingctx, sums, j, points, i, factor):
+    """Add `factor` times row `i` of float32 `points` to row `j` of float64 `sums`."""
+
+    def generate(context, builder, signature, args):
+        emit = _Emitter(context, builder, signature, args)
+        _, j, _, i, factor = args
+        dim, lanes = builder.extract_value(emit.array(2).shape, 1), emit.number(LANES)
+        whole = builder.mul(builder.udiv(dim, lanes), lanes)
+
+        def add(pointer, addend, factor):
+            product = builder.fmul(builder.fpext(addend, factor.type), factor, flags=("contract",))
+            total = builder.fadd(builder.load(pointer, align=8), product, flags=("contract",))
+            builder.store(total, pointer, align=8)
+
+        with cgutils.for_range_slice(builder, emit.number(0), whole, lanes, inc=True) as (d, _):
+            pointer = builder.bitcast(emit.pointer(0, j, d), ir.VectorType(ir.DoubleType(), LANES).as_pointer())
+            add(pointer, emit.load(2, i, d), emit.repeat(factor))
+        with cgutils.for_range_slice(builder, whole, dim, emit.number(1), inc=True) as (d, _):
+            add(emit.pointer(0, j, d), builder.load(emit.pointer(2, i, d)), factor)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.intp, points, types.intp, types.double), generate

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike.blocks import BLOCK, ROWS, nearest_rows, pack, squared_distance, squares
+from lookalike.blocks import BLOCK, ROWS, add_row, nearest_rows, pack, squared_distance, squares
 from lookalike.plus_plus import fill
 
 __all__ = ["Clusters", "cluster"]
@@ -124,7 +124,7 @@ def _check(embeddings: Any, offsets: Any, initial: Any, weights: Any, **positive
         raise ValueError(
             f"`offsets` should run from 0 to the number of seeds, {len(embeddings)}. Received: {offsets!r}."
         )
-    if np.any(offsets[1:] < offsets[:-1]):
+    if (offsets[1:] < offsets[:-1]).any():
         raise ValueError("`offsets` should never fall. Received: a falling step.")
     shape = (len(offsets) - 1, positive["k"], embeddings.shape[1])
     if initial is not None and (initial.shape != shape or not np.isfinite(initial).all()):
@@ -239,9 +239,7 @@ def _add(points, weights, first, labels, others, sign, sizes, sums, masses):
         mass = sign * weights[first + i] if len(weights) else sign
         sizes[j] += np.int64(sign)
         masses[j] += mass
-        row = sums[j]
-        for d in range(points.shape[1]):
-            row[d] += mass * points[first + i, d]
+        add_row(sums, j, points, first + i, mass)
 
 
 @numba.njit(nogil=True, cache=True)
