@@ -93,7 +93,7 @@ def _reach(found: Mapping[str, Any]) -> dict[str, Any]:
         "data": [curve],
         "layout": _layout(
             xaxis={**_GRID, "title": {"text": "similarity to the seeds, at least"}},
-            yaxis={**_GRID, "title": {"text": "users"}, "type": "log", "tickformat": ",d"},
+            yaxis={**_GRID, "title": {"text": "users"}, "type": "log", "dtick": "D2", "tickformat": ",d"},
             shapes=shapes,
         ),
     }

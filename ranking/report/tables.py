@@ -62,7 +62,7 @@ def training_table(info: Mapping[str, Any], out: Path) -> Group:
     for stage, found in info["stages"].items():
         losses, areas = (" ".join(f"{value:.4f}" for value in found.get(name, [])) for name in ("loss", "auc"))
         table.add_row(stage, f"{found['examples']:,}", f"{found['examples_per_second']:,.0f}", losses, areas or "-")
-    fields = _table("field attention: who describes a user", "field", "has it", "mean weight", "10 %", "90 %")
+    fields = _table("field attention: what speaks for a user", "field", "has it", "mean weight", "10 %", "90 %")
     for row in info["stages"]["representation"]["field_attention"]:
         cells = (_cell(row[name], 3) for name in ("mean", "low", "high"))
         fields.add_row(row["field"], f"{row['present']:.0%}", *cells)
