@@ -14,7 +14,7 @@ from lookalike.plus_plus import fill
 
 __all__ = ["Clusters", "cluster"]
 
-FEW, LARGE = 3, 2**18  # few iterations over many numbers: blocks are filled anew each time, not copied beforehand
+LARGE = 2**19  # above so many numbers, a copy in blocks costs more to write and read than to make anew each iteration
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def cluster(
 
     Lloyd's iterations from a greedy k-means++ start. An item with `k` seeds or fewer keeps the seeds themselves. A
     cluster that runs empty restarts at the point farthest from its centroid. Each item is clustered as if it were
-    alone: the result depends neither on its neighbours nor on the number of threads. Each thread copies one item's
-    seeds at a time into blocks.
+    alone: the result depends neither on its neighbours nor on the number of threads. Beyond the result it takes a few
+    MiB a thread, however many seeds there are.
 
     Args:
         embeddings: float32 `[seeds, dim]`. Transformed embeddings of the seeds, item after item.
@@ -147,7 +147,7 @@ def _cluster_items(points, weights, offsets, first, last, iterations, seed, cent
     longest = 0
     for item in range(first, last):
         longest = max(longest, offsets[item + 1] - offsets[item])
-    held = 1 if iterations <= FEW and longest * dim > LARGE else (longest + BLOCK - 1) // BLOCK
+    held = 1 if longest * dim > LARGE else (longest + BLOCK - 1) // BLOCK
     blocks = np.empty((held if longest > k else 0, dim, BLOCK), np.float32)
     for item in range(first, last):
         low, high = offsets[item], offsets[item + 1]

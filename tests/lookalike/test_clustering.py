@@ -181,9 +181,9 @@ def test_weights_steer_the_cold_start():
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 37])
-def test_few_iterations_over_many_seeds_give_the_same(dim):
-    # Above 2 ** 18 numbers, up to three iterations fill the blocks anew: as if the big item were not there.
-    points = mixture(2**18 // dim + 77, dim=dim)
+def test_large_items_give_the_same(dim):
+    # Above 2 ** 19 numbers the blocks are filled anew each time: as if the big item were not there.
+    points = mixture(2**19 // dim + 577, dim=dim)
     offsets = np.array([0, 500, len(points)])
     together = cluster(points, offsets, 7, iterations=2)
     np.testing.assert_array_equal(
