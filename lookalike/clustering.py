@@ -52,8 +52,8 @@ def cluster(
 
     Lloyd's iterations from a greedy k-means++ start. An item with `k` seeds or fewer keeps the seeds themselves. A
     cluster that runs empty restarts at the point farthest from its centroid. Each item is clustered as if it were
-    alone: the result depends neither on its neighbours nor on the number of threads. Beyond the result it takes a few
-    MiB a thread, however many seeds there are.
+    alone: the result depends neither on its neighbours nor on the number of threads. Beyond the result, a thread
+    takes a few MiB and some bytes for each seed of its item, but no copy of a large item's embeddings.
 
     Args:
         embeddings: float32 `[seeds, dim]`. Transformed embeddings of the seeds, item after item.
