@@ -278,6 +278,17 @@ def propagation(task: Task):
     return LabelPropagation.fit(task.seeds.offsets, task.seeds.users, (user[early], item[early]), population).score, {}
 
 
+def user_rate(task: Task):
+    """Not a look-alike: how often the user liked what he was shown, whatever it was."""
+    from ranking.lookalike_samples import lookalike_samples
+
+    shown = lookalike_samples(task.timeline)
+    users, prior = len(task.timeline.user_ids), 5.0
+    liked, total = (np.bincount(shown.user, weights, users) for weights in (shown.label, np.ones(len(shown.user))))
+    rate = (liked + prior * shown.label.mean()) / (total + prior)
+    return lambda user, item: rate[user], {}
+
+
 def average(task: Task):
     from lookalike.baselines import AverageEmbedding
 
@@ -287,6 +298,7 @@ def average(task: Task):
 
 BASELINES = {
     "popularity": popularity,
+    "user's rate alone": user_rate,
     "profile-tag match": profile_match,
     "logistic regression": logistic,
     "classifier a list": classifier,
