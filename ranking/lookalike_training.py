@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from esmm.optimizers import RowAdam
-from lookalike.clustering import cluster
+from lookalike.clustering import Clusters, cluster
 from lookalike.representation import UserRepresentation, build_next_item_model
 from lookalike.sampling import sample_negatives
 from lookalike.similarity import LookalikeModel, build_similarity_trainer
@@ -197,39 +197,20 @@ def train_lookalike(
     for epoch in range(settings.epochs):  # the embedding space has moved: cluster again
         transformed = in_batches(lambda batch: layer.transform(batch["user"]), {"user": seed_vectors})
         found = cluster(transformed[seeds.users], seeds.offsets, k, iterations=LLOYD_ITERATIONS, seed=seed)
-        if trainer is None:
-            some = samples.item[:4096]
-            mean = float(
-                np.mean(
-                    layer(
-                        {
-                            "user": vectors[:4096],
-                            "centroids": found.centroids[some],
-                            "centroid_counts": found.counts[some],
-                        }
-                    )
-                )
-            )
-            trainer = _compiled(layer, k, several, float(np.log(rate / (1 - rate)) - SCALE * mean))
         tables = {
             "centroids": (seeds.means(seed_vectors, found), "item"),
             "counts": (found.counts.astype(np.float32), "item"),
             "own_embedding": (seed_vectors, "who"),
         }
-        item, user, target = samples.item, samples.user, samples.label.astype(np.float32)[:, None]
-        arrays = {"user": vectors, "item": item, "who": user, "own_cluster": seeds.own(item, user, found.assignment)}
-        if np.any(held):
-            rest = batches(gather(arrays, held), order=np.arange(int(held.sum())), batch_size=4096, tables=tables)
-        arrays, target = gather(arrays, kept), target[kept]
-        if several:
-            negatives = seeds.negatives(arrays["item"], arrays["who"], OTHERS, generator)
-            arrays["item"] = np.concatenate([arrays["item"][:, None], negatives], axis=1)
-            arrays["own_cluster"] = seeds.own(arrays["item"], arrays["who"][:, None], found.assignment)
-            target = np.zeros(len(kept), np.int32)
+        if trainer is None:
+            trainer = _compiled(layer, k, several, _first_bias(layer, found, vectors, samples.item, rate))
+        arrays, target = _inputs(samples.take(kept), vectors[kept], seeds, found, generator if several else None)
         data = batches(arrays, target, order=generator.permutation(len(kept)), batch_size=512, tables=tables)
         losses.append(float(trainer.fit(data, shuffle=False, verbose=0, callbacks=[steps]).history["loss"][0]))
-        if np.any(held) and 0 < samples.label[held].mean() < 1:
-            areas.append(auc(samples.label[held], judge.predict(rest, verbose=0)[:, 0]))
+        if 0 < samples.label[held].sum() < held.sum():
+            arrays, target = _inputs(samples.take(held), vectors[held], seeds, found, None)
+            data = batches(arrays, order=np.arange(len(target)), batch_size=4096, tables=tables)
+            areas.append(auc(target[:, 0], judge.predict(data, verbose=0)[:, 0]))
         if board is not None:
             board.scalars("look-alike", epoch, {"loss": losses[-1], "auc": areas[-1] if areas else np.nan})
     base_loss = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
@@ -241,6 +222,27 @@ def train_lookalike(
         "base_rate_loss": float(np.log(1 + OTHERS) if several else base_loss),
         "examples_per_second": steps.per_second,
     }
+
+
+def _inputs(
+    samples: Samples, vectors: np.ndarray, seeds: Seeds, found: Clusters, generator: np.random.Generator | None
+) -> tuple[Arrays, np.ndarray]:
+    """Inputs and targets of samples; with a generator, those of the multi-class task."""
+    item, user = samples.item, samples.user
+    if generator is not None:
+        item = np.concatenate([item[:, None], seeds.negatives(item, user, OTHERS, generator)], axis=1)
+    own = seeds.own(item, user if generator is None else user[:, None], found.assignment)
+    arrays = {"user": vectors, "item": item, "who": user, "own_cluster": own}
+    if generator is not None:
+        return arrays, np.zeros(len(user), np.int32)
+    return arrays, samples.label.astype(np.float32)[:, None]
+
+
+def _first_bias(layer: LookalikeModel, found: Clusters, vectors: np.ndarray, item: np.ndarray, rate: float) -> float:
+    """The bias with which the first logits have the base rate."""
+    some = item[:4096]
+    inputs = {"user": vectors[:4096], "centroids": found.centroids[some], "centroid_counts": found.counts[some]}
+    return float(np.log(rate / (1 - rate)) - SCALE * np.mean(layer(inputs)))
 
 
 def _compiled(layer: LookalikeModel, k: int, several: bool, bias: float) -> keras.Model:
