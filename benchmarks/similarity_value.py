@@ -116,7 +116,7 @@ def segments(run, timeline, test) -> dict[str, np.ndarray]:
     chosen = {"all": np.ones(len(item), bool)}
     chosen |= {name: (shown >= low) & (shown < high) for name, (low, high) in SHOWN.items()}
     chosen |= {name: (days >= low) & (days < high) for name, (low, high) in AGE.items()}
-    return chosen
+    return {name: mask for name, mask in chosen.items() if mask.any()}
 
 
 def differences(run, timeline, test, models: dict, replicates: int) -> list[dict]:
@@ -222,6 +222,8 @@ def show(found: dict) -> None:
                 for row in found["segments"]
                 if row["head"] == head and row["items"] == segment
             }
+            if not of:
+                continue
             print(f"{segment:<22}{of['weak', 'without']['rows']:>9,}", end="")
             for base in ("weak", "strong"):
                 print(f"{of[base, 'without']['auc']:>9.4f}", end="")
