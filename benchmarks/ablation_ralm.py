@@ -185,12 +185,11 @@ class Task:
 
     def vectors(self, model) -> np.ndarray:
         """Everybody as of the end of the look-alike window."""
-        from lookalike.representation import UserRepresentation
         from ranking.batches import tf_function
+        from ranking.lookalike_training import representation_of
         from ranking.state import in_batches
 
-        layer = next(layer for layer in model.layers if isinstance(layer, UserRepresentation))
-        return in_batches(tf_function(layer), self.with_history)
+        return in_batches(tf_function(representation_of(model)), self.with_history)
 
     def youtube(self, seed: int):
         """User vector times item vector, both of the network that concatenates the fields."""
@@ -210,17 +209,15 @@ class Task:
 
     def ralm(self, seed: int, switches: dict):
         from lookalike.clustering import cluster
-        from lookalike.representation import UserRepresentation
         from lookalike.scorer import Scorer
-        from ranking.lookalike_training import train_lookalike
+        from ranking.lookalike_training import representation_of, train_lookalike
         from ranking.state import LLOYD_ITERATIONS, in_batches, similarity_of
 
         served = switches.pop("served", None)
         first = {name: switches[name] for name in FIRST_STAGE if name in switches}
         model, info = self.next_item(seed, **first)
-        layer = next(layer for layer in model.layers if isinstance(layer, UserRepresentation))
         settings = self.settings(**switches)
-        lookalike, second = train_lookalike(self.timeline, self.encoder, layer, settings, seed=seed)
+        lookalike, second = train_lookalike(self.timeline, self.encoder, representation_of(model), settings, seed=seed)
         vectors = self.vectors(model)
         transformed = in_batches(lambda batch: lookalike.transform(batch["user"]), {"user": vectors})
         k = served or settings.k or self.timeline.schema.k

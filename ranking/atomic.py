@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ranking.errors import UserError
 
-__all__ = ["atomic_directory", "atomic_file", "refuse_existing"]
+__all__ = ["atomic_directory", "atomic_file", "refuse_existing", "refuse_file"]
 
 OURS = ("dataset.toml", "run.json")  # what a folder that may be replaced holds
 
@@ -35,6 +35,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_file(path: Path, overwrite: bool) -> None:
+    """Raises UserError where a file may not be written; said before the work, not after."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: choose the name of a file.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already: choose another name, or pass --overwrite to replace it.")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ranking.atomic import refuse_file
 from ranking.errors import UserError
 from ranking.progress import Bars, quiet
 
@@ -49,12 +50,9 @@ def _refuse_outputs(outputs: Sequence[Path], inputs: Sequence[Path], overwrite: 
     """Said before the work: what may not be written."""
     taken = {path.resolve(): path for path in inputs}
     for path in outputs:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: choose the name of a file.")
-        if path.resolve() in taken:
+        if path.resolve() in taken and not path.is_dir():
             raise UserError(f"{path} is read by this command: choose another name to write.")
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists already: choose another name, or pass --overwrite to replace it.")
+        refuse_file(path, overwrite)
         taken[path.resolve()] = path
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lookalike.audience import Audience, Cut, SeedList, expand
 from lookalike.scorer import Scorer, seed_centroids
-from ranking.atomic import atomic_file
+from ranking.atomic import atomic_file, refuse_file
 from ranking.audience_profile import FLOOR, Segments, floored
 from ranking.batches import Progress, silent
 from ranking.errors import UserError
@@ -26,7 +26,7 @@ from ranking.seed_lists import Lists, Reader, SeedUsers, refuse_unusable, seed_u
 from ranking.survey import Survey, survey
 from ranking.where import Where, parse_where
 
-__all__ = ["Expansion", "Members", "expand_seeds", "refuse_file"]
+__all__ = ["Expansion", "Members", "expand_seeds"]
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,6 @@ class Expansion:
             for table in tables:
                 writer.write_table(table)
         return Path(path)
-
-
-def refuse_file(path: Path, overwrite: bool) -> None:
-    """Raises UserError where a file may not be written; said before the work, not after."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: choose the name of a file.")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already: choose another name, or pass --overwrite to replace it.")
 
 
 def expand_seeds(

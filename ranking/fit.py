@@ -17,7 +17,7 @@ from ranking.board import Board
 from ranking.data.tables import Dataset
 from ranking.features import Encoder
 from ranking.fusion import FusionWeights
-from ranking.lookalike_training import train_lookalike, train_representation
+from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 from ranking.model import esmm_features
 from ranking.run import Run, Scales, parameters_hash, save_run
 from ranking.state import StateBuilder
@@ -94,9 +94,10 @@ def fit_run(
     progress("user representation", 0, 1)
     lookalike_encoder = Encoder.fit(timeline, before=timeline.window("lookalike")[1], rank_by_seeds=True)
     board = Board(tensorboard) if tensorboard else None
-    layer, representation_info = train_representation(
+    next_item, representation_info = train_next_item(
         timeline, lookalike_encoder, settings.lookalike, progress=progress, board=board
     )
+    layer = representation_of(next_item)
     lookalike, lookalike_info = train_lookalike(
         timeline, lookalike_encoder, layer, settings.lookalike, progress=progress, board=board
     )

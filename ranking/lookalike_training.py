@@ -22,7 +22,7 @@ from ranking.model import representation_fields
 from ranking.state import LLOYD_ITERATIONS, in_batches
 from ranking.timeline import Timeline
 
-__all__ = ["train_lookalike", "train_next_item", "train_representation"]
+__all__ = ["representation_of", "train_lookalike", "train_next_item"]
 
 NEGATIVES = 10  # a positive, RALM 1.1
 OTHERS = 5  # items beside the clicked one in the multi-class task
@@ -35,31 +35,9 @@ def _held_out(timeline: Timeline, share: float) -> np.ndarray:
     return hashes < share * 2.0**64
 
 
-def train_representation(
-    timeline: Timeline,
-    encoder: Encoder,
-    settings: LookalikeSettings,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-    board: Board | None = None,
-) -> tuple[UserRepresentation, dict[str, Any]]:
-    """Stage 1: which item will the user click next? Fitted on the look-alike window only.
-
-    Args:
-        timeline: Timeline. The dataset.
-        encoder: Encoder. Fitted before the end of the look-alike window, items ranked by seed events.
-        settings: LookalikeSettings.
-        seed: int. The random seed.
-        progress: Progress.
-        board: Board or `None`. Takes the curves.
-
-    Returns:
-        The fitted layer, and what happened: examples, losses, AUC of the positive against its negatives on held-out
-        users, the weights of the field attention, examples a second.
-    """
-    model, info = train_next_item(timeline, encoder, settings, seed=seed, progress=progress, board=board)
-    return next(layer for layer in model.layers if isinstance(layer, UserRepresentation)), info
+def representation_of(model: keras.Model) -> UserRepresentation:
+    """The user representation inside the model of `train_next_item`."""
+    return next(layer for layer in model.layers if isinstance(layer, UserRepresentation))
 
 
 def train_next_item(
@@ -71,9 +49,22 @@ def train_next_item(
     progress: Progress = silent,
     board: Board | None = None,
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """As `train_representation`, but the whole model: the item table, too, that is dropped there.
+    """Stage 1: which item will the user click next? Fitted on the look-alike window only.
 
-    With `merge="concat"` it is the YouTube DNN.
+    What is kept of it is `representation_of` the model; with `merge="concat"` the whole, item table and all, is the
+    YouTube DNN.
+
+    Args:
+        timeline: Timeline. The dataset.
+        encoder: Encoder. Fitted before the end of the look-alike window, items ranked by seed events.
+        settings: LookalikeSettings.
+        seed: int. The random seed.
+        progress: Progress.
+        board: Board or `None`. Takes the curves.
+
+    Returns:
+        The fitted model, and what happened: examples, losses, AUC of the positive against its negatives on held-out
+        users, the weights of the field attention, examples a second.
     """
     user, arrays = positives(timeline, encoder)
     items = encoder.vocabularies["item"].size - 2

@@ -8,7 +8,7 @@ from ranking.data.tables import Dataset
 from ranking.evaluation import evaluate_run
 from ranking.features import Encoder
 from ranking.lookalike_settings import LookalikeSettings
-from ranking.lookalike_training import train_lookalike, train_representation
+from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 from ranking.metrics import auc
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
@@ -75,7 +75,7 @@ def test_scores_say_nothing_about_shuffled_labels(shuffled, state):
 def stages_1_and_2(timeline: Timeline) -> list[np.ndarray]:
     encoder = Encoder.fit(timeline, before=timeline.window("lookalike")[1], rank_by_seeds=True)
     settings = LookalikeSettings(representation_epochs=1)
-    representation, _ = train_representation(timeline, encoder, settings)
+    representation = representation_of(train_next_item(timeline, encoder, settings)[0])
     lookalike, _ = train_lookalike(timeline, encoder, representation, settings)
     return [np.asarray(weight) for weight in (*representation.get_weights(), *lookalike.get_weights())]
 

@@ -7,7 +7,7 @@ from ranking.errors import UserError
 from ranking.features import Encoder
 from ranking.lookalike_samples import Seeds
 from ranking.lookalike_settings import LookalikeSettings
-from ranking.lookalike_training import train_lookalike, train_representation
+from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 
 TOML = """schema_version = 1
 time = "ordinal"
@@ -64,7 +64,8 @@ def encoder(timeline):
 
 @pytest.fixture(scope="module")
 def representation(timeline, encoder):
-    return train_representation(timeline, encoder, LookalikeSettings(representation_epochs=3, holdout=0.2))
+    model, info = train_next_item(timeline, encoder, LookalikeSettings(representation_epochs=3, holdout=0.2))
+    return representation_of(model), info
 
 
 def test_a_user_of_whom_no_number_is_known_is_masked(timeline, encoder):
@@ -105,8 +106,10 @@ def test_every_kind_learns(timeline, encoder, representation, switches):
 
 def test_concat_and_sampling_switches(timeline, encoder):
     settings = LookalikeSettings(merge="concat", correct_sampling=True, remove_hits=True, representation_epochs=1)
-    layer, info = train_representation(timeline, encoder, settings)
-    assert layer.merge == "concat" and info["field_attention"] == [] and np.isfinite(info["loss"]).all()
+    model, info = train_next_item(timeline, encoder, settings)
+    assert (
+        representation_of(model).merge == "concat" and info["field_attention"] == [] and np.isfinite(info["loss"]).all()
+    )
 
 
 def test_held_out_users_are_the_same_whoever_comes_later(timeline, encoder):
@@ -136,7 +139,7 @@ def test_negatives_are_items_that_the_user_does_not_like(timeline):
 def test_curves_are_written(timeline, encoder, tmp_path):
     from tensorflow.compat.v1.train import summary_iterator
 
-    train_representation(
+    train_next_item(
         timeline, encoder, LookalikeSettings(representation_epochs=2, holdout=0.2), board=Board(tmp_path / "board")
     )
     tags = {}
