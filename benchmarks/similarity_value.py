@@ -51,9 +51,9 @@ def main() -> None:
     from ranking.data.tables import Dataset
     from ranking.evaluation import frozen_rows
     from ranking.progress import Bars
+    from ranking.rows import training_rows
     from ranking.run import load_run
     from ranking.timeline import Timeline
-    from ranking.training import training_rows
 
     with Bars(Console(stderr=True)) as bars:
         run = load_run(arguments.run)

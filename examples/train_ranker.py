@@ -17,10 +17,10 @@ from ranking.data.tables import Dataset
 from ranking.features import Encoder, gather
 from ranking.fusion import FusionWeights
 from ranking.model import SimilarityScale, build_ranker, esmm_features, representation_fields
+from ranking.rows import training_rows
 from ranking.run import Scales
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
-from ranking.training import training_rows
 
 timeline = Timeline(Dataset(simulate(load_world("demo"), Path("example-data"), overwrite=True)))
 schema, generator = timeline.schema, np.random.default_rng(0)

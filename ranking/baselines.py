@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from esmm.embedding import Feature
 from ranking.features import MISSING, Arrays
-from ranking.training import Rows
+from ranking.rows import Rows
 
 __all__ = ["Logistic", "Popularity", "plain_features"]
 

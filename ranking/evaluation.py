@@ -12,11 +12,11 @@ from ranking.data.tables import Dataset
 from ranking.errors import UserError
 from ranking.features import Arrays
 from ranking.metrics import precision_at
+from ranking.rows import Rows, labelled, training_rows
 from ranking.run import Run
 from ranking.scoring import context_arrays
 from ranking.state import similarity_of
 from ranking.timeline import Timeline
-from ranking.training import Rows, labelled, training_rows
 
 __all__ = ["HEADS", "RARE", "evaluate_run", "frozen_rows"]
 

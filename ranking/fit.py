@@ -19,10 +19,11 @@ from ranking.features import Encoder
 from ranking.fusion import FusionWeights
 from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 from ranking.model import esmm_features
+from ranking.rows import Rows, training_rows
 from ranking.run import Run, Scales, parameters_hash, save_run
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
-from ranking.training import Rows, Settings, train_esmm, training_rows
+from ranking.training import Settings, train_esmm
 
 __all__ = ["DEFAULT_EXPONENTS", "fit_run"]
 

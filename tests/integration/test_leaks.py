@@ -10,9 +10,9 @@ from ranking.features import Encoder
 from ranking.lookalike_settings import LookalikeSettings
 from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 from ranking.metrics import auc
+from ranking.rows import training_rows
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
-from ranking.training import training_rows
 
 pytestmark = pytest.mark.slow
 

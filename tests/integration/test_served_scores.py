@@ -13,8 +13,8 @@ import pytest
 
 from ranking.export import MAX_CANDIDATES, ServedRanker, export_run
 from ranking.fusion import fuse
+from ranking.rows import training_rows
 from ranking.scoring import score_rows
-from ranking.training import training_rows
 from serving.errors import InvalidArgument
 from serving.publish import versions
 from serving.rest import RestClient

@@ -4,7 +4,7 @@ from sklearn.linear_model import LogisticRegression
 
 from esmm.embedding import Feature
 from ranking.baselines import REGULARISATION, Logistic, Popularity, plain_features
-from ranking.training import Rows
+from ranking.rows import Rows
 
 FEATURES = [
     Feature("user_id", "categorical", "user_id", 4),
