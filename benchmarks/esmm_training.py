@@ -18,7 +18,7 @@ import tensorflow as tf  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from esmm import Feature, RowAdam, build_esmm, losses, targets  # noqa: E402
+from esmm import Architecture, Feature, RowAdam, build_esmm, losses, targets  # noqa: E402
 
 CATEGORICAL, NUMERIC = 12, 4
 
@@ -40,7 +40,7 @@ def batch_of(examples: int, rows: int, seed: int = 0) -> tuple[list[Feature], di
 def measure(name: str, rows: int, args: argparse.Namespace) -> dict:
     keras.utils.set_random_seed(0)
     features, inputs, labels = batch_of(args.examples, rows)
-    model = build_esmm(features, click_rate=0.05, conversion_rate=0.05, dropout=args.dropout)
+    model = build_esmm(features, Architecture(dropout=args.dropout), base_rates=(0.05, 0.05))
     optimizer = {"RowAdam": RowAdam, "keras Adam": keras.optimizers.Adam}[name](1e-3)
     model.compile(optimizer, loss=losses(), jit_compile={"auto": "auto", "on": True, "off": False}[args.jit])
     warm = {key: value[: 4 * args.batch_size] for key, value in inputs.items()}

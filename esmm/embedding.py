@@ -178,6 +178,11 @@ class SharedEmbedding(_FusedTable):
             raise ValueError(f"`l2` should not be negative. Received: l2={l2}.")
         self.l2 = float(l2)
 
+    @property
+    def width(self) -> int:
+        """Width of the output."""
+        return (len(self.categorical) + len(self.multi)) * self.dim + self.numeric_width
+
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """One vector an example, `[B, width]`, of a dict of features."""
         vectors, squared = self.lookup(inputs)  # [B, F, dim]

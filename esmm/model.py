@@ -1,5 +1,6 @@
 """ESMM: one network for click and conversion, trained on every impression."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,27 +9,37 @@ import keras
 import numpy as np
 from keras import ops
 
+from esmm.architecture import Architecture
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 
-__all__ = ["PositionBias", "SharedTowers", "build_esmm", "feature_inputs", "funnel_outputs", "losses", "targets"]
+__all__ = [
+    "STEPS",
+    "PositionBias",
+    "SharedTowers",
+    "build_esmm",
+    "feature_inputs",
+    "funnel_outputs",
+    "losses",
+    "targets",
+]
+
+STEPS = ("click", "conversion")
+DEFAULT = Architecture()
 
 
 @keras.saving.register_keras_serializable(package="esmm")
 class SharedTowers(keras.layers.Layer):
-    """A tower a task over one shared embedding, and beside it a wide part.
+    """A tower a task over what the tasks share, and beside it a wide part.
 
-        logit[t] = tower_t(embedding(x)) + wide_t(x) + log(rate_t / (1 - rate_t))
+        logit[t] = tower_t(shared_t(embedding(x))) + wide_t(x) + log(rate_t / (1 - rate_t))
 
     Args:
         features: sequence of `esmm.Feature`.
-        embedding_dim: int. Width of an embedding row. Defaults to `18`, the paper's.
-        towers: sequence of int. Widths of a tower's hidden layers, ReLU. Defaults to `(360, 200, 80)`, the paper's.
-        dropout: float. After each hidden layer, in [0, 1). Defaults to `0.2`.
+        architecture: Architecture. Among others which `shared_t`; with `"embedding"` it is the identity.
+        tasks: sequence of str. Their names, in the order of the funnel.
         base_rates: sequence of float. Mean label of each task, in (0, 1): the output biases start there, so that the
-            first steps need not look for them. One tower each. Defaults to `(0.5, 0.5)`.
-        wide: bool. Whether a linear weight an id and a task is added. Defaults to `True`.
-        l2: float. On the embedding rows looked up; see `esmm.SharedEmbedding`. Defaults to `0.0`.
+            first steps need not look for them.
 
     Returns:
         float32 logits `[B, tasks]`.
@@ -40,33 +51,30 @@ class SharedTowers(keras.layers.Layer):
     def __init__(
         self,
         features: Sequence[Any],
-        embedding_dim: int = 18,
-        towers: Sequence[int] = (360, 200, 80),
-        dropout: float = 0.2,
-        base_rates: Sequence[float] = (0.5, 0.5),
-        wide: bool = True,
-        l2: float = 0.0,
+        architecture: Any,
+        tasks: Sequence[str],
+        base_rates: Sequence[float],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if any(units < 1 for units in towers):
-            raise ValueError(f"`towers` should be positive integers. Received: towers={tuple(towers)}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` should be in [0, 1). Received: dropout={dropout}.")
-        if not base_rates or not all(0 < rate < 1 for rate in base_rates):
-            raise ValueError(f"`base_rates` should be in (0, 1), one a task. Received: base_rates={base_rates}.")
-        self.units = tuple(int(units) for units in towers)
-        self.dropout = float(dropout)
-        self.base_rates = tuple(float(rate) for rate in base_rates)
-        self.embedding = SharedEmbedding(features, embedding_dim, l2, dtype=self.dtype_policy, name="embedding")
-        self.wide = WideLinear(features, len(self.base_rates), dtype=self.dtype_policy, name="wide") if wide else None
-        self.towers = [self._tower(task, rate) for task, rate in enumerate(self.base_rates)]
+        self.architecture = Architecture(**architecture) if isinstance(architecture, Mapping) else architecture
+        self.tasks, self.base_rates = tuple(tasks), tuple(float(rate) for rate in base_rates)
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"`tasks` should be distinct names. Received: tasks={self.tasks}.")
+        if len(self.base_rates) != len(self.tasks) or not all(0 < rate < 1 for rate in self.base_rates):
+            raise ValueError(
+                f"`base_rates` should be in (0, 1), one a task of {self.tasks}. Received: base_rates={self.base_rates}."
+            )
+        shape, policy = self.architecture, self.dtype_policy
+        self.embedding = SharedEmbedding(features, shape.embedding_dim, shape.l2, dtype=policy, name="embedding")
+        self.wide = WideLinear(features, len(self.tasks), dtype=policy, name="wide") if shape.wide else None
+        self.towers = [self._tower(*task) for task in zip(self.tasks, self.base_rates, strict=True)]
 
-    def _tower(self, task: int, rate: float) -> keras.Sequential:
+    def _tower(self, task: str, rate: float) -> keras.Sequential:
         hidden: list[keras.layers.Layer] = []
-        for units in self.units:
+        for units in self.architecture.towers:
             hidden.append(keras.layers.Dense(units, activation="relu", dtype=self.dtype_policy))
-            hidden.append(keras.layers.Dropout(self.dropout, dtype=self.dtype_policy))
+            hidden.append(keras.layers.Dropout(self.architecture.dropout, dtype=self.dtype_policy))
         bias = keras.initializers.Constant(math.log(rate / (1 - rate)))
         logit = keras.layers.Dense(1, bias_initializer=bias, dtype=self.dtype_policy)
         return keras.Sequential([*hidden, logit], name=f"tower_{task}")
@@ -76,9 +84,8 @@ class SharedTowers(keras.layers.Layer):
         self.embedding.build(input_shape)
         if self.wide is not None:
             self.wide.build(input_shape)
-        ids = len(self.embedding.categorical) + len(self.embedding.multi)
         for tower in self.towers:
-            tower.build((None, ids * self.embedding.dim + self.embedding.numeric_width))
+            tower.build((None, self.embedding.width))
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Logits `[B, tasks]` of a dict of features."""
@@ -92,12 +99,9 @@ class SharedTowers(keras.layers.Layer):
         """Constructor arguments."""
         config = {
             "features": self.embedding.get_config()["features"],
-            "embedding_dim": self.embedding.dim,
-            "towers": self.units,
-            "dropout": self.dropout,
+            "architecture": dataclasses.asdict(self.architecture),
+            "tasks": self.tasks,
             "base_rates": self.base_rates,
-            "wide": self.wide is not None,
-            "l2": self.embedding.l2,
         }
         return {**super().get_config(), **config}
 
@@ -156,53 +160,70 @@ def feature_inputs(features: Sequence[Feature]) -> dict[str, Any]:
     }
 
 
-def funnel_outputs(click_logit: Any, conversion_logit: Any) -> dict[str, Any]:
-    """The outputs of a click-then-conversion model, each `[B]` float32.
+def _check_steps(steps: Sequence[str]) -> tuple[str, ...]:
+    steps = tuple(steps)
+    if len(steps) < 2 or len(set(steps)) != len(steps) or not all(step.isidentifier() for step in steps):
+        raise ValueError(f"`steps` should be at least two distinct identifiers. Received: steps={steps}.")
+    return steps
+
+
+def funnel_outputs(*logits: Any, steps: Sequence[str] = STEPS) -> dict[str, Any]:
+    """The outputs of a model of a funnel, each `[B]` float32.
+
+    Step k happens only after step k - 1, and `logits[k]` is of its probability given that:
+
+        log P(step k) = -sum over j <= k of softplus(-logits[j])
+
+    Args:
+        *logits: `[B]` each, one a step.
+        steps: sequence of str. Their names, in the order of the funnel. Defaults to `("click", "conversion")`.
 
     Returns:
-        dict: `pctr`, P(click); `pcvr`, P(conversion given click); `pctcvr`, their product; and what the losses take:
-        `click_logit`, `conversion_logit` and `log_pctcvr = -softplus(-click_logit) - softplus(-conversion_logit)`.
+        dict: `pctr`, P(first step); `pcvr`, P(last step given the first); `pctcvr`, P(last step), their product; and
+        what the losses take: `click_logit`, of the first step, and `log_pctcvr`. With two steps `conversion_logit`
+        too; with more, of each step between, `p_<step>`, its probability, and `log_p_<step>`.
     """
-    pctr, pcvr = ops.sigmoid(click_logit), ops.sigmoid(conversion_logit)
-    return {
-        "pctr": pctr,
-        "pcvr": pcvr,
-        "pctcvr": pctr * pcvr,
-        "click_logit": click_logit,
-        "conversion_logit": conversion_logit,
-        "log_pctcvr": -ops.softplus(-click_logit) - ops.softplus(-conversion_logit),
-    }
+    steps = _check_steps(steps)
+    if len(logits) != len(steps):
+        raise ValueError(f"`logits` should be one a step of {steps}. Received: {len(logits)} logits.")
+    conditional = [ops.sigmoid(logit) for logit in logits]
+    log_p = -ops.softplus(-logits[0])
+    outputs = {"pctr": conditional[0], "pcvr": conditional[1], "click_logit": logits[0]}
+    for k in range(1, len(steps)):
+        log_p = log_p - ops.softplus(-logits[k])
+        if k > 1:
+            outputs["pcvr"] = outputs["pcvr"] * conditional[k]
+        if k < len(steps) - 1:
+            outputs[f"p_{steps[k]}"] = outputs["pctr"] * outputs["pcvr"]
+            outputs[f"log_p_{steps[k]}"] = log_p
+    if len(steps) == 2:
+        outputs["conversion_logit"] = logits[1]
+    return outputs | {"pctcvr": outputs["pctr"] * outputs["pcvr"], "log_pctcvr": log_p}
 
 
 def build_esmm(
     features: Sequence[Feature],
+    architecture: Architecture = DEFAULT,
     *,
-    embedding_dim: int = 18,
-    towers: Sequence[int] = (360, 200, 80),
-    dropout: float = 0.2,
-    click_rate: float = 0.5,
-    conversion_rate: float = 0.5,
+    base_rates: Sequence[float] = (0.5, 0.5),
     positions: int = 0,
-    wide: bool = True,
-    l2: float = 0.0,
+    steps: Sequence[str] = STEPS,
 ) -> keras.Model:
     """The entire-space model: `pctcvr = pctr * pcvr`, and no loss on `pcvr` itself.
 
     Conversions are seen for clicked impressions only, but predicted for all: trained through the product, the
-    conversion tower learns on the space it is used on. Compile it with `losses()`, fit it on `targets(...)`.
+    conversion tower learns on the space it is used on. A longer funnel is a longer product, and every step but the
+    conditional ones has its loss over all impressions. Compile it with `losses()`, fit it on `targets(...)`.
 
     Args:
         features: sequence of `Feature`. The inputs, by name; `"position"` is kept for the position.
-        embedding_dim: int. Defaults to `18`.
-        towers: sequence of int. Defaults to `(360, 200, 80)`.
-        dropout: float. Defaults to `0.2`.
-        click_rate: float. P(click), where the click bias starts. Defaults to `0.5`.
-        conversion_rate: float. P(conversion given click), where the conversion bias starts. Defaults to `0.5`.
+        architecture: Architecture. Defaults to `Architecture()`.
+        base_rates: sequence of float. P(step given the one before), one a step, where the output biases start.
+            Defaults to `(0.5, 0.5)`.
         positions: int. Positions with an examination logit; the model then has an input `position`, int32 `[B]`,
             0 where not given and p + 1 for the 0-based position p. `pctr` is of that position: pass 0 for
             P(click given examined at the top). Defaults to `0`: no such input.
-        wide: bool. Whether there is a linear part. Defaults to `True`.
-        l2: float. On the embedding rows looked up. Defaults to `0.0`.
+        steps: sequence of str. The funnel after the impression. Defaults to `("click", "conversion")`.
 
     Returns:
         keras.Model. Its outputs are those of `funnel_outputs`.
@@ -211,47 +232,65 @@ def build_esmm(
         ValueError: an argument out of its range, or a feature named `"position"`.
 
     Example:
-        >>> model = build_esmm([Feature("item_id", "categorical", size=1000)], click_rate=0.05, conversion_rate=0.1)
+        >>> model = build_esmm([Feature("item_id", "categorical", size=1000)], base_rates=(0.05, 0.1))
         >>> model.compile(RowAdam(), loss=losses())
         >>> model.fit(inputs, targets(click, conversion), batch_size=1024)
 
     Reference: Ma et al., SIGIR 2018, equation 3.
     """
-    features = tuple(features)
+    features, steps = tuple(features), _check_steps(steps)
     if any(feature.name == "position" for feature in features):
         raise ValueError("`features` should not be named 'position': pass `positions` for that input.")
     inputs = feature_inputs(features)
-    logits = SharedTowers(
-        features, embedding_dim, towers, dropout, (click_rate, conversion_rate), wide, l2, name="shared_towers"
-    )(inputs)  # [B, 2]
-    click_logit, conversion_logit = logits[:, 0], logits[:, 1]
+    towers = SharedTowers(features, architecture, steps, base_rates, name="shared_towers")
+    logits = ops.unstack(towers(inputs), len(steps), axis=1)  # [B] each
     if positions:
         inputs["position"] = keras.Input((), name="position", dtype="int32")
-        click_logit = click_logit + PositionBias(positions, name="position_bias")(inputs["position"])
-    return keras.Model(inputs, funnel_outputs(click_logit, conversion_logit), name="esmm")
+        logits[0] = logits[0] + PositionBias(positions, name="position_bias")(inputs["position"])
+    return keras.Model(inputs, funnel_outputs(*logits, steps=steps), name="esmm")
 
 
-def losses() -> dict[str, keras.losses.Loss]:
-    """The losses of `build_esmm`: of the click and of the click with conversion, equal in weight, over all rows."""
-    return {"click_logit": LogitBinaryCrossentropy(), "log_pctcvr": LogBinaryCrossentropy()}
+def _supervised(steps: Sequence[str]) -> tuple[str, ...]:
+    """The output that each step's label supervises."""
+    first, *between, last = _check_steps(steps)
+    return ("click_logit", *(f"log_p_{step}" for step in between), "log_pctcvr")
 
 
-def targets(click: Any, conversion: Any) -> dict[str, np.ndarray]:
+def losses(*, steps: Sequence[str] = STEPS) -> dict[str, keras.losses.Loss]:
+    """The losses of `build_esmm`: of each step's label, over all rows, equal in weight."""
+    first, *rest = _supervised(steps)
+    return {first: LogitBinaryCrossentropy(), **{name: LogBinaryCrossentropy() for name in rest}}
+
+
+def targets(*labels: Any, steps: Sequence[str] = STEPS) -> dict[str, np.ndarray]:
     """The labels of `losses()`: float32 `[B]` arrays.
 
     Args:
-        click: array `[B]` of 0 and 1.
-        conversion: array `[B]` of 0 and 1; without a click it should be 0.
+        *labels: arrays `[B]` of 0 and 1, one a step, in the order of the funnel: each 0 where the one before it is.
+        steps: sequence of str. Defaults to `("click", "conversion")`.
 
     Raises:
-        ValueError: a conversion without a click.
+        ValueError: a step without the one before it (a conversion without a click).
     """
-    click, conversion = np.asarray(click), np.asarray(conversion)
-    if click.shape != conversion.shape:
+    names = _supervised(steps)
+    arrays = [np.asarray(label) for label in labels]
+    if len(arrays) != len(names) or len({array.shape for array in arrays}) > 1:
         raise ValueError(
-            f"`click` and `conversion` should have one shape. Received: {click.shape}, {conversion.shape}."
+            f"`labels` should be one a step of {tuple(steps)}, of one shape. "
+            f"Received: shapes {[array.shape for array in arrays]}."
         )
-    orphans = int(np.sum(conversion > click))
-    if orphans:
-        raise ValueError(f"`conversion` should be 0 where `click` is 0. Received: {orphans} conversions without click.")
-    return {"click_logit": click.astype(np.float32), "log_pctcvr": conversion.astype(np.float32)}
+    for step, array in zip(steps, arrays, strict=True):
+        wrong = int(np.sum((array != 0) & (array != 1)))  # a NaN is neither
+        if wrong:
+            raise ValueError(f"`{step}` should be 0 or 1. Received: {wrong} other values, e.g. {_other(array)}.")
+    for before, step, low, high in zip(steps, steps[1:], arrays, arrays[1:], strict=False):
+        orphans = int(np.sum(high > low))
+        if orphans:
+            raise ValueError(
+                f"`{step}` should be 0 where `{before}` is 0. Received: {orphans} {step}s without {before}."
+            )
+    return {name: array.astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+
+
+def _other(array: np.ndarray) -> Any:
+    return array[(array != 0) & (array != 1)].flat[0]

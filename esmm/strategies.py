@@ -6,24 +6,22 @@ from typing import Any
 import keras
 import numpy as np
 
+from esmm.architecture import Architecture
 from esmm.embedding import Feature
 from esmm.losses import LogitBinaryCrossentropy
 from esmm.model import PositionBias, SharedTowers, feature_inputs, funnel_outputs, targets
 
 __all__ = ["base_losses", "base_targets", "base_weights", "build_base"]
 
+DEFAULT = Architecture()
+
 
 def build_base(
     features: Sequence[Feature],
+    architecture: Architecture = DEFAULT,
     *,
-    embedding_dim: int = 18,
-    towers: Sequence[int] = (360, 200, 80),
-    dropout: float = 0.2,
-    click_rate: float = 0.5,
-    conversion_rate: float = 0.5,
+    base_rates: Sequence[float] = (0.5, 0.5),
     positions: int = 0,
-    wide: bool = True,
-    l2: float = 0.0,
 ) -> keras.Model:
     """BASE: a click network and, apart from it, a conversion network that learns from clicked rows only.
 
@@ -33,14 +31,10 @@ def build_base(
 
     Args:
         features: sequence of `Feature`.
-        embedding_dim: int. Defaults to `18`.
-        towers: sequence of int. Defaults to `(360, 200, 80)`.
-        dropout: float. Defaults to `0.2`.
-        click_rate: float. P(click), where the click bias starts. Defaults to `0.5`.
-        conversion_rate: float. P(conversion given click), where the conversion bias starts. Defaults to `0.5`.
+        architecture: Architecture. Of both networks. Defaults to `Architecture()`.
+        base_rates: sequence of float. P(click) and P(conversion given click), where the biases start. Defaults to
+            `(0.5, 0.5)`.
         positions: int. As in `build_esmm`: an examination logit on the click network only. Defaults to `0`: none.
-        wide: bool. Whether both networks have a linear part. Defaults to `True`.
-        l2: float. On the embedding rows looked up. Defaults to `0.0`.
 
     Returns:
         keras.Model. Its outputs are those of `esmm.funnel_outputs`.
@@ -49,10 +43,9 @@ def build_base(
     """
     features = tuple(features)
     inputs = feature_inputs(features)
-    networks = {"click_network": click_rate, "conversion_network": conversion_rate}
     click_logit, conversion_logit = (
-        SharedTowers(features, embedding_dim, towers, dropout, (rate,), wide, l2, name=name)(inputs)[:, 0]
-        for name, rate in networks.items()
+        SharedTowers(features, architecture, (task,), (rate,), name=f"{task}_network")(inputs)[:, 0]
+        for task, rate in zip(("click", "conversion"), base_rates, strict=True)
     )
     if positions:
         inputs["position"] = keras.Input((), name="position", dtype="int32")

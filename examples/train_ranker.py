@@ -66,7 +66,7 @@ states = StateBuilder(timeline, now, lookalike_encoder=past, representation=enco
 train = training_rows(states, "train")
 scales, features = Scales.fit(train.features), esmm_features(schema, now)
 x = {feature.name: scales.apply(train.features)[feature.name] for feature in features}
-esmm = build_esmm(features, click_rate=train.click.mean(), conversion_rate=train.conversion.sum() / train.click.sum())
+esmm = build_esmm(features, base_rates=(train.click.mean(), train.conversion.sum() / train.click.sum()))
 esmm.compile(RowAdam(3e-3, epsilon=1e-5), losses())
 esmm.fit(x, targets(train.click, train.conversion), batch_size=1024, epochs=1, verbose=2)
 

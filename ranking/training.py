@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from esmm.architecture import Architecture
 from esmm.embedding import Feature
 from esmm.model import build_esmm, losses, targets
 from esmm.optimizers import RowAdam
@@ -85,9 +86,8 @@ def train_esmm(
     extra: dict[str, Any] = {"positions": positions} if positions else {}
     model = build(
         features,
-        dropout=settings.dropout,
-        click_rate=_inside(rows.click),
-        conversion_rate=_inside(rows.conversion[mature]),
+        Architecture(dropout=settings.dropout),
+        base_rates=(_inside(rows.click), _inside(rows.conversion[mature])),
         **extra,
     )
     model.compile(RowAdam(settings.learning_rate, epsilon=EPSILON), criteria)

@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 
-from esmm import Feature, PositionBias, RowAdam, SharedTowers, build_esmm, losses, targets
+from esmm import Architecture, Feature, PositionBias, RowAdam, SharedTowers, build_esmm, losses, targets
 
 FEATURES = (
     Feature("user_id", "categorical", size=40),
@@ -13,7 +14,7 @@ FEATURES = (
     Feature("similarity", "numeric"),
     Feature("statistic_ctr", "numeric", size=2),
 )
-SMALL = dict(embedding_dim=4, towers=(16, 8), dropout=0.0)
+SMALL = Architecture(embedding_dim=4, towers=(16, 8), dropout=0.0)
 
 
 def inputs_of(rows, seed=0):
@@ -29,7 +30,7 @@ def inputs_of(rows, seed=0):
 
 def test_known_values_from_biases_alone():
     # one tower layer with zero kernel leaves the biases: pctr = .05, pcvr = .2, pctcvr = .01
-    model = build_esmm(FEATURES, embedding_dim=4, towers=(), click_rate=0.05, conversion_rate=0.2)
+    model = build_esmm(FEATURES, Architecture(towers=()), base_rates=(0.05, 0.2))
     for tower in model.get_layer("shared_towers").towers:
         tower.layers[-1].kernel.assign(np.zeros_like(tower.layers[-1].kernel))
     out = {name: value.numpy() for name, value in model(inputs_of(3)).items()}
@@ -44,7 +45,7 @@ def test_known_values_from_biases_alone():
 def test_conversion_gradient_reaches_the_click_tower_and_the_shared_table():
     import tensorflow as tf
 
-    model = build_esmm(FEATURES, **SMALL, wide=False)
+    model = build_esmm(FEATURES, replace(SMALL, wide=False))
     towers = model.get_layer("shared_towers")
     with tf.GradientTape() as tape:
         loss = losses()["log_pctcvr"](np.ones(8, np.float32), model(inputs_of(8))["log_pctcvr"])
@@ -66,7 +67,7 @@ def planted(rows, seed):
 def test_learns_a_planted_truth():
     keras.utils.set_random_seed(0)
     inputs, click, conversion, _, _ = planted(20_000, 1)
-    model = build_esmm(FEATURES, **SMALL, click_rate=click.mean(), conversion_rate=conversion.sum() / click.sum())
+    model = build_esmm(FEATURES, SMALL, base_rates=(click.mean(), conversion.sum() / click.sum()))
     model.compile(RowAdam(0.01), loss=losses())
     model.fit(inputs, targets(click, conversion), batch_size=256, epochs=2, verbose=0)
     inputs, _, _, pctr, pcvr = planted(5_000, 3)
@@ -80,7 +81,7 @@ def test_learns_a_planted_truth():
 def test_sample_weights_by_output():
     # weight 0 takes rows out: the loss is that of the others, divided by the whole batch
     inputs, click, conversion, _, _ = planted(64, 1)
-    model = build_esmm(FEATURES, **SMALL)
+    model = build_esmm(FEATURES, SMALL)
     model.compile(RowAdam(), loss=losses())
     weight = {"click_logit": np.ones(64, np.float32), "log_pctcvr": (np.arange(64) < 16).astype(np.float32)}
     measured = model.evaluate(
@@ -97,7 +98,7 @@ def test_sample_weights_by_output():
 def test_l2_is_in_the_training_loss_only():
     inputs, click, conversion, _, _ = planted(64, 1)
     keras.utils.set_random_seed(0)
-    plain, shrunk = build_esmm(FEATURES, **SMALL), build_esmm(FEATURES, **SMALL, l2=10.0)
+    plain, shrunk = build_esmm(FEATURES, SMALL), build_esmm(FEATURES, replace(SMALL, l2=10.0))
     shrunk.set_weights(plain.get_weights())
     history = []
     for model in (plain, shrunk):
@@ -112,7 +113,7 @@ def test_l2_is_in_the_training_loss_only():
 
 
 def test_position_is_anchored_and_of_the_click_only():
-    model = build_esmm(FEATURES, **SMALL, positions=3)
+    model = build_esmm(FEATURES, SMALL, positions=3)
     model.get_layer("position_bias").tenths.assign([-0.1, -0.2])
     inputs = {name: np.repeat(value[:1], 6, axis=0) for name, value in inputs_of(1).items()}
     out = {n: v.numpy() for n, v in model({**inputs, "position": np.array([0, 1, 2, 3, 4, 9], np.int32)}).items()}
@@ -130,7 +131,7 @@ def test_position_is_learned():
     inputs = inputs_of(30_000)
     position = generator.integers(1, 4, 30_000).astype(np.int32)
     click = generator.random(30_000) < 1 / (1 + np.exp(-0.5 + (position - 1)))
-    model = build_esmm(FEATURES, **SMALL, positions=3, click_rate=click.mean(), conversion_rate=0.01, wide=False)
+    model = build_esmm(FEATURES, replace(SMALL, wide=False), positions=3, base_rates=(click.mean(), 0.01))
     model.compile(RowAdam(0.01), loss=losses())
     labels = targets(click, np.zeros_like(click))
     model.fit({**inputs, "position": position}, labels, batch_size=512, epochs=3, verbose=0)
@@ -141,28 +142,28 @@ def test_position_is_learned():
 
 def test_rejects():
     with pytest.raises(ValueError, match="dropout=1"):
-        build_esmm(FEATURES, dropout=1)
+        build_esmm(FEATURES, Architecture(dropout=1))
     with pytest.raises(ValueError, match="base_rates"):
-        build_esmm(FEATURES, click_rate=0.0)
+        build_esmm(FEATURES, base_rates=(0.0, 0.5))
     with pytest.raises(ValueError, match="towers"):
-        build_esmm(FEATURES, towers=(8, 0))
+        build_esmm(FEATURES, Architecture(towers=(8, 0)))
     with pytest.raises(ValueError, match="positions=1"):
         build_esmm(FEATURES, positions=1)
     with pytest.raises(ValueError, match="'position'"):
         build_esmm([Feature("position", "categorical", size=4)])
     with pytest.raises(ValueError, match="1 conversions without click"):
         targets([0, 1], [1, 1])
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="of one shape"):
         targets([0, 1], [1])
 
 
 def test_config_round_trip():
-    for layer in (SharedTowers(FEATURES, 4, (8,), 0.1, (0.1, 0.2), False, 0.5), PositionBias(5)):
+    for layer in (SharedTowers(FEATURES, SMALL, ("click", "conversion"), (0.1, 0.2)), PositionBias(5)):
         assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
 
 
 def test_file_round_trip_inside_another_model(tmp_path):
-    esmm = build_esmm(FEATURES, **SMALL, positions=4)
+    esmm = build_esmm(FEATURES, SMALL, positions=4)
     inputs = {name: keras.Input(tensor.shape[1:], name=name, dtype=tensor.dtype) for name, tensor in esmm.input.items()}
     model = keras.Model(inputs, {"pctcvr": esmm(inputs)["pctcvr"]})
     batch = {**inputs_of(5), "position": np.arange(5, dtype=np.int32)}

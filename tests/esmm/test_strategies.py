@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from esmm import Feature, RowAdam, base_losses, base_targets, base_weights, build_base
+from esmm import Architecture, Feature, RowAdam, base_losses, base_targets, base_weights, build_base
 
 FEATURES = (Feature("item_id", "categorical", size=12), Feature("similarity", "numeric"))
-SMALL = dict(embedding_dim=4, towers=(8,), dropout=0.0)
+SMALL = Architecture(embedding_dim=4, towers=(8,), dropout=0.0)
 
 
 def log_of(rows, seed=0):
@@ -20,7 +20,7 @@ def log_of(rows, seed=0):
 
 def fitted(inputs, click, conversion):
     keras.utils.set_random_seed(0)
-    model = build_base(FEATURES, **SMALL, click_rate=0.3, conversion_rate=0.5)
+    model = build_base(FEATURES, SMALL, base_rates=(0.3, 0.5))
     model.compile(RowAdam(0.01), loss=base_losses())
     model.fit(
         inputs,
@@ -41,7 +41,7 @@ def test_weights_known_values():
 
 def test_outputs_are_those_of_esmm():
     inputs, _, _ = log_of(5)
-    out = build_base(FEATURES, **SMALL)(inputs)
+    out = build_base(FEATURES, SMALL)(inputs)
     assert set(out) == {"pctr", "pcvr", "pctcvr", "click_logit", "conversion_logit", "log_pctcvr"}
     np.testing.assert_allclose(out["pctcvr"], out["pctr"] * out["pcvr"], rtol=1e-6)
 
@@ -63,15 +63,15 @@ def test_the_conversion_network_sees_clicked_rows_only():
 
 
 def test_nothing_is_shared():
-    model = build_base(FEATURES, **SMALL)
+    model = build_base(FEATURES, SMALL)
     one, other = (model.get_layer(name).embedding.table for name in ("click_network", "conversion_network"))
     assert one is not other
 
 
 def test_rejects_and_file_round_trip(tmp_path):
     with pytest.raises(ValueError, match="base_rates"):
-        build_base(FEATURES, conversion_rate=1.0)
-    model = build_base(FEATURES, **SMALL)
+        build_base(FEATURES, base_rates=(0.5, 1.0))
+    model = build_base(FEATURES, SMALL)
     model.save(tmp_path / "m.keras")
     inputs, _, _ = log_of(4)
     again = keras.models.load_model(tmp_path / "m.keras")
