@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ranking import cli_audience, cli_expand
+from ranking import cli_audience, cli_expand, cli_quadrants
 from ranking.atomic import refuse_existing
 from ranking.cli_replay import replay_app
 from ranking.errors import UserError
@@ -270,6 +270,7 @@ def rank(
 
 cli_expand.add_to(app)
 cli_audience.add_to(app)
+cli_quadrants.add_to(app)
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
