@@ -11,6 +11,7 @@ from keras import ops
 __all__ = ["Feature", "SharedEmbedding", "WideLinear"]
 
 KINDS = ("categorical", "multi", "numeric")
+LABELS = ("click", "conversion", "value", "click_time", "conversion_time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +25,34 @@ class Feature:
         vocabulary: str. Features of one vocabulary share their rows. Defaults to a vocabulary of its own.
         size: int. Rows of the vocabulary, indices 0 and 1 included; of a numeric feature its width, where 0 and 1
             both mean one number. Defaults to `0`.
+        weights: str. Of a multi feature: the key of float `[B, L]` weights of its values, not negative. Defaults to
+            none: all weigh the same.
+
+    Raises:
+        ValueError: an argument out of its range, or the name of a label: what is to be predicted is no input.
     """
 
     name: str
     kind: str
     vocabulary: str = ""
     size: int = 0
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError(f"`name` should be a non-empty string. Received: name={self.name!r}.")
+        if self.name in LABELS or self.weights in LABELS:
+            raise ValueError(
+                f"a feature should not be named like a label, any of {LABELS}. "
+                f"Received: name={self.name!r}, weights={self.weights!r}."
+            )
         if self.kind not in KINDS:
             raise ValueError(f"`kind` of feature {self.name!r} should be one of {KINDS}. Received: kind={self.kind!r}.")
+        if self.weights and self.kind != "multi":
+            raise ValueError(
+                f"`weights` should be of a multi feature. Received: weights={self.weights!r}, "
+                f"kind={self.kind!r} of feature {self.name!r}."
+            )
         if self.kind == "numeric" and (self.vocabulary or self.size < 0):
             raise ValueError(
                 f"numeric feature {self.name!r} should have no vocabulary and a size >= 0. "
@@ -66,9 +83,9 @@ class _FusedTable(keras.layers.Layer):
     def __init__(self, features: Sequence[Any], dim: int, initializer: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.features = tuple(Feature(**f) if isinstance(f, Mapping) else f for f in features)
-        names = [feature.name for feature in self.features]
+        names = [name for feature in self.features for name in (feature.name, feature.weights) if name]
         if len(set(names)) != len(names):
-            raise ValueError(f"`features` should have distinct names. Received: {names}.")
+            raise ValueError(f"`features` should have distinct names and weights. Received: {names}.")
         if dim < 1:
             raise ValueError(f"the width of the table should be a positive integer. Received: {dim}.")
         self.dim = int(dim)
@@ -85,6 +102,7 @@ class _FusedTable(keras.layers.Layer):
                 )
         if not sizes:
             raise ValueError(f"`features` should hold a categorical or a multi feature. Received: {names}.")
+        self.names = tuple(names)
         self.offsets: dict[str, int] = {}
         self.rows = 0
         for vocabulary, size in sizes.items():
@@ -94,7 +112,7 @@ class _FusedTable(keras.layers.Layer):
 
     def build(self, input_shape: Mapping[str, Any]) -> None:
         """Create the table."""
-        missing = [feature.name for feature in self.features if feature.name not in input_shape]
+        missing = [name for name in self.names if name not in input_shape]
         if missing:
             raise ValueError(f"inputs should hold every feature. Received: {sorted(input_shape)}, without {missing}.")
         # autocast off: under mixed precision the whole table would be cast at each step to read a few rows
@@ -115,13 +133,11 @@ class _FusedTable(keras.layers.Layer):
 
         The second is the sum over all looked-up rows, padding left out, of their squared entries: a scalar tensor.
         """
-        columns, masks = [], []
+        columns = []
         if self.categorical:
             stacked = tf.stack([inputs[f.name] for f in self.categorical], axis=1)
             columns.append(self._rows_of(stacked, self.categorical))  # [B, C]
-        for feature in self.multi:
-            columns.append(self._rows_of(inputs[feature.name], [feature]))  # [B, L]
-            masks.append(ops.cast(tf.not_equal(inputs[feature.name], 0), self.compute_dtype)[..., None])  # [B, L, 1]
+        columns += [self._rows_of(inputs[feature.name], [feature]) for feature in self.multi]  # [B, L] each
         # tf.gather on the variable itself: reads the rows only, and its gradient is IndexedSlices of those rows
         rows = tf.gather(self.table.value, tf.concat(columns, axis=1))  # [B, C + sum of L, dim]
         rows = ops.cast(rows, self.compute_dtype)
@@ -130,11 +146,17 @@ class _FusedTable(keras.layers.Layer):
         if self.categorical:
             vectors.append(tf.ensure_shape(parts[0], (None, len(self.categorical), self.dim)))
             squared.append(tf.reduce_sum(tf.square(parts[0])))
-        for part, mask in zip(parts[len(vectors) :], masks, strict=True):
-            kept = part * mask  # [B, L, dim]
-            count = tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1)  # [B, 1, 1]
-            vectors.append(tf.reduce_sum(kept, axis=1, keepdims=True) / count)  # [B, 1, dim]
+        for feature, part in zip(self.multi, parts[len(vectors) :], strict=True):
+            present = ops.cast(tf.not_equal(inputs[feature.name], 0), self.compute_dtype)[..., None]  # [B, L, 1]
+            kept = part * present  # [B, L, dim]
             squared.append(tf.reduce_sum(tf.square(kept)))
+            if feature.weights:
+                weights = present * ops.cast(inputs[feature.weights], self.compute_dtype)[..., None]  # [B, L, 1]
+                total, kept = tf.reduce_sum(weights, axis=1, keepdims=True), part * weights
+                vectors.append(tf.math.divide_no_nan(tf.reduce_sum(kept, axis=1, keepdims=True), total))  # [B, 1, dim]
+            else:
+                count = tf.maximum(tf.reduce_sum(present, axis=1, keepdims=True), 1)  # [B, 1, 1]
+                vectors.append(tf.reduce_sum(kept, axis=1, keepdims=True) / count)  # [B, 1, dim]
         return tf.concat(vectors, axis=1), tf.add_n(squared)
 
     def numbers(self, inputs: Mapping[str, Any]) -> Any:
@@ -157,6 +179,8 @@ class SharedEmbedding(_FusedTable):
 
         output = concat(table[index of f] for categorical f, mean of table[indices != 0] for multi f, numeric f)
 
+    The mean of a multi feature with weights is weighted: `sum of w table[index] / sum of w`.
+
     Args:
         features: sequence of `Feature`. What is looked up or passed on.
         dim: int. Width of a row. Defaults to `18`.
@@ -165,7 +189,8 @@ class SharedEmbedding(_FusedTable):
         initializer: str or initializer. Of the table. Defaults to `"uniform"`.
 
     Returns:
-        float32 `[B, (categorical + multi) * dim + numeric width]`. A multi feature with padding only is a zero vector.
+        float32 `[B, (categorical + multi) * dim + numeric width]`. A multi feature with padding only, or
+        weights of 0 only, is a zero vector.
 
     Reference: Ma et al., SIGIR 2018, section 2.3 ("feature representation transfer").
     """

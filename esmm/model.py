@@ -12,6 +12,7 @@ from keras import ops
 from esmm.architecture import Architecture
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
+from esmm.sharing import sharing_layer
 
 __all__ = [
     "STEPS",
@@ -68,11 +69,12 @@ class SharedTowers(keras.layers.Layer):
         shape, policy = self.architecture, self.dtype_policy
         self.embedding = SharedEmbedding(features, shape.embedding_dim, shape.l2, dtype=policy, name="embedding")
         self.wide = WideLinear(features, len(self.tasks), dtype=policy, name="wide") if shape.wide else None
-        self.towers = [self._tower(*task) for task in zip(self.tasks, self.base_rates, strict=True)]
+        self.sharing, widths = sharing_layer(shape, len(self.tasks), policy)
+        self.towers = [self._tower(*task, widths) for task in zip(self.tasks, self.base_rates, strict=True)]
 
-    def _tower(self, task: str, rate: float) -> keras.Sequential:
+    def _tower(self, task: str, rate: float, widths: Sequence[int]) -> keras.Sequential:
         hidden: list[keras.layers.Layer] = []
-        for units in self.architecture.towers:
+        for units in widths:
             hidden.append(keras.layers.Dense(units, activation="relu", dtype=self.dtype_policy))
             hidden.append(keras.layers.Dropout(self.architecture.dropout, dtype=self.dtype_policy))
         bias = keras.initializers.Constant(math.log(rate / (1 - rate)))
@@ -80,20 +82,49 @@ class SharedTowers(keras.layers.Layer):
         return keras.Sequential([*hidden, logit], name=f"tower_{task}")
 
     def build(self, input_shape: Mapping[str, Any]) -> None:
-        """Create the embedding, the wide part and the towers."""
+        """Create the embedding, the wide part, what is shared and the towers."""
         self.embedding.build(input_shape)
         if self.wide is not None:
             self.wide.build(input_shape)
+        width = self.embedding.width
+        if self.sharing is not None:
+            self.sharing.build((None, width))
+            width = self.architecture.towers[-1 if self.architecture.sharing == "hierarchical" else 0]
         for tower in self.towers:
-            tower.build((None, self.embedding.width))
+            tower.build((None, width))
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Logits `[B, tasks]` of a dict of features."""
         shared = self.embedding(inputs, training=training)  # [B, width]
-        logits = ops.concatenate([tower(shared, training=training) for tower in self.towers], axis=1)  # [B, tasks]
+        # [B, width of a tower's input], one a task
+        read = [shared] * len(self.tasks) if self.sharing is None else self.sharing(shared, training=training)
+        own = [tower(x, training=training) for tower, x in zip(self.towers, read, strict=True)]  # [B, 1] each
+        logits = ops.concatenate(own, axis=1)  # [B, tasks]
         if self.wide is not None:
             logits = logits + self.wide(inputs)
         return ops.cast(logits, "float32")
+
+    def freeze(self, task: str) -> None:
+        """Stop training everything that the task's logit depends on: the other tasks then learn around it.
+
+        The embedding and the wide part are read by every task, and stop for all; with `"hierarchical"`, so do the
+        levels of the tasks before. Compile the model again afterwards; the optimizer can be kept, moments and all. A
+        position's logit is a layer of its own, `"position_bias"`.
+
+        Args:
+            task: str. One of `tasks`.
+
+        Raises:
+            ValueError: no such task.
+        """
+        if task not in self.tasks:
+            raise ValueError(f"`task` should be one of {self.tasks}. Received: task={task!r}.")
+        place = self.tasks.index(task)
+        self.embedding.trainable = self.towers[place].trainable = False
+        if self.wide is not None:
+            self.wide.trainable = False
+        if self.sharing is not None:
+            self.sharing.freeze(place)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -151,13 +182,14 @@ class PositionBias(keras.layers.Layer):
 
 
 def feature_inputs(features: Sequence[Feature]) -> dict[str, Any]:
-    """The symbolic inputs of a model, by name: int32 for ids, float32 for numbers."""
-    return {
-        feature.name: keras.Input(
-            feature.input_shape, name=feature.name, dtype="float32" if feature.kind == "numeric" else "int32"
-        )
-        for feature in features
-    }
+    """The symbolic inputs of a model, by name: int32 for ids, float32 for numbers and for the weights of values."""
+    inputs = {}
+    for feature in features:
+        dtype = "float32" if feature.kind == "numeric" else "int32"
+        inputs[feature.name] = keras.Input(feature.input_shape, name=feature.name, dtype=dtype)
+        if feature.weights:
+            inputs[feature.weights] = keras.Input(feature.input_shape, name=feature.weights, dtype="float32")
+    return inputs
 
 
 def _check_steps(steps: Sequence[str]) -> tuple[str, ...]:
@@ -239,7 +271,7 @@ def build_esmm(
     Reference: Ma et al., SIGIR 2018, equation 3.
     """
     features, steps = tuple(features), _check_steps(steps)
-    if any(feature.name == "position" for feature in features):
+    if any("position" in (feature.name, feature.weights) for feature in features):
         raise ValueError("`features` should not be named 'position': pass `positions` for that input.")
     inputs = feature_inputs(features)
     towers = SharedTowers(features, architecture, steps, base_rates, name="shared_towers")
