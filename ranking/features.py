@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ranking.atomic import atomic_file
+from ranking.data.multi import split_multi
 from ranking.data.schema import Feature
 from ranking.errors import UserError
 from ranking.timeline import Timeline
@@ -17,7 +18,7 @@ __all__ = ["MISSING", "OUT_OF_VOCABULARY", "Encoder", "Vocabulary"]
 
 MISSING = 0
 OUT_OF_VOCABULARY = 1
-MULTI_LIMIT = 16  # values of a multi-valued feature that are kept
+MULTI_LIMIT = 16  # values of a multi-valued feature that are kept, by default
 Arrays = dict[str, np.ndarray]
 
 
@@ -91,7 +92,7 @@ class Encoder:
             if feature.kind == "numeric":
                 ranges[name] = _fit_range(column, feature)
             else:
-                values = _split(column, feature).explode() if feature.kind == "multi" else column
+                values = split_multi(column, feature)[1] if feature.kind == "multi" else column
                 vocabularies[name] = Vocabulary.fit(values.replace("", pd.NA), feature.min_count)
         for field, own in timeline.behavior_values.items():
             found = timeline.behaviors[field]
@@ -102,7 +103,8 @@ class Encoder:
         """Features of every user or item, aligned with `timeline.user_ids` / `item_ids`; the last row is nobody's.
 
         Returns:
-            Dict of arrays with `len(ids) + 1` rows: `<side>_id` and `<side>_<feature>`.
+            Dict of arrays with `len(ids) + 1` rows: `<side>_id` and `<side>_<feature>`; beside a feature with weights
+            `<side>_<feature>_weight`.
         """
         ids = timeline.user_ids if side == "user" else timeline.item_ids
         of_ids = self.vocabularies["user_id" if side == "user" else "item"]
@@ -110,21 +112,24 @@ class Encoder:
         for feature in timeline.schema.features:
             if feature.side == side:
                 name = f"{side}_{feature.name}"
-                column = _column(timeline, feature)
-                values = self.encode(name, feature, column)
-                nobody = np.full((1, *values.shape[1:]), MISSING, values.dtype)
-                if feature.kind == "numeric":
-                    nobody[:] = self.ranges[name][2]
-                arrays[name] = np.concatenate([values, nobody])
+                for array, values in self.arrays(name, feature, _column(timeline, feature)).items():
+                    nobody = np.full((1, *values.shape[1:]), MISSING, values.dtype)
+                    if feature.kind == "numeric":
+                        nobody[:] = self.ranges[name][2]
+                    arrays[array] = np.concatenate([values, nobody])
         return arrays
 
     def profile(self, timeline: Timeline) -> Arrays:
         """What the user representation sees of every user beside behaviours; the last row is nobody's.
 
         A user of whom no number is known has NaN in all of them, so that the field is masked: a mean would be a claim.
+        Weights of values are left out: it takes the plain mean.
         """
         arrays = self.static(timeline, "user")
         arrays.pop("user_id")
+        for feature in timeline.schema.side("user"):
+            if feature.weights:
+                arrays.pop(f"user_{feature.name}_weight")
         numeric = [f for f in timeline.schema.features if f.side == "user" and f.kind == "numeric"]
         if numeric:
             known = np.any([_column(timeline, feature).notna().to_numpy() for feature in numeric], axis=0)
@@ -133,31 +138,43 @@ class Encoder:
         return arrays
 
     def encode(self, name: str, feature: Feature, column: pd.Series) -> np.ndarray:
-        """One column: int32 `[n]` (categorical), int32 `[n, at most 16]` (multi) or float32 `[n]` (numeric)."""
+        """One column: int32 `[n]` (categorical), int32 `[n, at most keep]` (multi) or float32 `[n]` (numeric)."""
+        return self.arrays(name, feature, column)[name]
+
+    def arrays(self, name: str, feature: Feature, column: pd.Series) -> Arrays:
+        """As `encode`, by name; beside a feature with weights, `<name>_weight` float32 of the same shape."""
         if feature.kind == "numeric":
             low, high, mean = self.ranges[name]
-            return _scaled(column, feature, low, high).fillna(mean).to_numpy(np.float32)
+            return {name: _scaled(column, feature, low, high).fillna(mean).to_numpy(np.float32)}
         vocabulary = self.vocabularies[name]
         if feature.kind == "categorical":
-            return vocabulary.encode(column.replace("", pd.NA))
-        lists = _split(column, feature).reset_index(drop=True)
-        flat = lists.explode().dropna()
-        place = flat.groupby(level=0).cumcount().to_numpy()
-        width = min(MULTI_LIMIT, int(place.max()) + 1 if len(place) else 1)
-        values = np.zeros((len(column), width), np.int32)
+            return {name: vocabulary.encode(column.replace("", pd.NA))}
+        row, flat, weight = split_multi(column, feature)
+        if feature.weights:  # the heaviest first, so that the width cuts the lightest
+            by = np.lexsort((-weight, row))
+            row, flat, weight = row[by], flat.iloc[by], weight[by]
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        width = min(feature.keep, int(place.max()) + 1 if len(place) else 1)
         kept = place < width
-        values[flat.index.to_numpy()[kept], place[kept]] = vocabulary.encode(flat.replace("", pd.NA))[kept]
-        return values
+        row, place, codes, texts = row[kept], place[kept], *pd.factorize(flat[kept])
+        values = np.zeros((len(column), width), np.int32)
+        # A text is looked up once, however often it stands there.
+        index = vocabulary.encode(pd.Series(texts).replace("", pd.NA))[codes] if len(texts) else codes
+        values[row, place] = index
+        if not feature.weights:
+            return {name: values}
+        weights = np.zeros(values.shape, np.float32)
+        weights[row, place] = np.where(index != MISSING, weight[kept], 0.0)
+        return {name: values, f"{name}_weight": weights}
 
     def context(self, timeline: Timeline, frame: pd.DataFrame) -> Arrays:
         """The context features of any frame that has their columns."""
-        arrays = {}
+        arrays: Arrays = {}
         for feature in timeline.schema.features:
             if feature.side == "context":
                 if feature.name not in frame:
                     raise UserError(f"{timeline.dataset.path}: column {feature.name!r} (a context feature) is missing.")
-                name = f"context_{feature.name}"
-                arrays[name] = self.encode(name, feature, frame[feature.name])
+                arrays |= self.arrays(f"context_{feature.name}", feature, frame[feature.name])
         return arrays
 
     def behavior(self, timeline: Timeline, user: np.ndarray, time: np.ndarray, order: np.ndarray | None) -> Arrays:
@@ -226,11 +243,6 @@ def _column(timeline: Timeline, feature: Feature) -> pd.Series:
             f"{feature.side}s table, which has {', '.join(map(str, table.columns)) or 'none'}."
         )
     return table[feature.name]
-
-
-def _split(column: pd.Series, feature: Feature) -> pd.Series:
-    """Lists of strings from text with separators."""
-    return column.str.split(feature.separator, regex=False)
 
 
 def _transformed(column: pd.Series, feature: Feature) -> pd.Series:

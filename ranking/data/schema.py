@@ -1,14 +1,14 @@
 """`dataset.toml`: what a dataset's columns mean. Everything is declared, nothing guessed, unknown keys are refused."""
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ranking.data.times import parse_moment, parse_tick
+from ranking.data.toml_rules import Rules
 from ranking.errors import UserError
 
 __all__ = [
@@ -29,7 +29,11 @@ WINDOWS = ("lookalike", "train", "calibrate", "tune", "test")
 
 _ID_TYPES = ("int64", "string")
 _SIDES = ("user", "item", "context")
-_KINDS = {"categorical": ("min_count",), "multi": ("min_count", "separator"), "numeric": ("transform",)}
+_KINDS = {
+    "categorical": ("min_count",),
+    "multi": ("min_count", "separator", "weights", "keep"),
+    "numeric": ("transform",),
+}
 _TRANSFORMS = ("minmax", "log1p")
 _RESERVED = (
     "user_id",
@@ -59,6 +63,10 @@ class Feature:
             Defaults to `"minmax"`.
         per: str. Context: `"request"` (one value a request, `[1]` on the wire) or `"candidate"` (`[N]`).
             Defaults to `"request"`.
+        weights: str. Multi: what stands between a value and its weight (0 or more), as `":"` in `sport:2.5,city:1`;
+            empty where values have none. Defaults to `""`.
+        keep: int. Multi: how many values are used: the heaviest, or the first where there are no weights.
+            Defaults to `16`.
     """
 
     name: str
@@ -68,6 +76,8 @@ class Feature:
     separator: str = ","
     transform: str = "minmax"
     per: str = "request"
+    weights: str = ""
+    keep: int = 16
 
 
 @dataclass(frozen=True)
@@ -193,37 +203,9 @@ class _Parser:
     """Turns the TOML document into a Schema; holds the file's name for the messages."""
 
     def __init__(self, origin: str) -> None:
-        self.origin = origin
+        rules = Rules(origin)
+        self.fail, self.keys, self.choice, self.count = rules.fail, rules.keys, rules.choice, rules.count
         self.ordinal = False
-
-    def fail(self, where: str, rule: str, received: object) -> UserError:
-        return UserError(f"{self.origin}: {where} {rule}. Received: {received!r}.")
-
-    def keys(self, table: Any, where: str, allowed: Iterable[str], required: Iterable[str] = ()) -> Mapping[str, Any]:
-        if not isinstance(table, dict):
-            raise self.fail(where, "should be a table", table)
-        allowed = tuple(allowed)
-        for key in table:
-            if key not in allowed:
-                near = difflib.get_close_matches(key, allowed, n=1)
-                hint = f"did you mean `{near[0]}`? " if near else ""
-                raise UserError(f"{self.origin}: {where}: unknown key `{key}`; {hint}allowed: {', '.join(allowed)}.")
-        for key in required:
-            if key not in table:
-                raise UserError(f"{self.origin}: {where} should have the key `{key}`.")
-        return table
-
-    def choice(self, table: Mapping[str, Any], key: str, where: str, allowed: tuple[str, ...], default: str) -> str:
-        value = table.get(key, default)
-        if value not in allowed:
-            raise self.fail(f"{where} `{key}`", f"should be one of {', '.join(allowed)}", value)
-        return value
-
-    def count(self, table: Mapping[str, Any], key: str, where: str, default: int) -> int:
-        value = table.get(key, default)
-        if type(value) is not int or value < 1:
-            raise self.fail(f"{where} `{key}`", "should be a positive integer", value)
-        return value
 
     def schema(self, document: dict[str, Any]) -> Schema:
         top = ("schema_version", "time", "ids", "labels", "windows", "features", "state", "replay")
@@ -326,7 +308,8 @@ class _Parser:
                 raise self.fail(where, "is a label: labels come after the impression and may not be features", name)
             if name in _RESERVED:
                 raise self.fail(where, "is a column of the log itself and may not be declared as a feature", name)
-            entry = self.keys(table[name], where, ("kind", "min_count", "separator", "transform", "per"), ("kind",))
+            options = ("min_count", "separator", "weights", "keep", "transform", "per")
+            entry = self.keys(table[name], where, ("kind", *options), ("kind",))
             kind = self.choice(entry, "kind", where, tuple(_KINDS), "")
             per = ("per",) if side == "context" else ()
             self.keys(entry, f"{where} ({kind}, side {side})", ("kind", *_KINDS[kind], *per))
@@ -336,8 +319,22 @@ class _Parser:
             min_count = self.count(entry, "min_count", where, 1)
             transform = self.choice(entry, "transform", where, _TRANSFORMS, "minmax")
             per_value = self.choice(entry, "per", where, ("request", "candidate"), "request")
-            found.append(Feature(name, side, kind, min_count, separator, transform, per_value))
+            weights = self.weights(entry, where, separator)
+            keep = self.count(entry, "keep", where, 16)
+            if weights and f"{name}_weight" in table:
+                raise self.fail(where, f"should not stand beside `{name}_weight`, the name of its weights", name)
+            found.append(Feature(name, side, kind, min_count, separator, transform, per_value, weights, keep))
         return found
+
+    def weights(self, entry: Mapping[str, Any], where: str, separator: str) -> str:
+        if "weights" not in entry:
+            return ""
+        weights = entry["weights"]
+        if not isinstance(weights, str) or not weights or re.search(r"[0-9.eE+\-]", weights):
+            raise self.fail(f"{where} `weights`", "should be a text that cannot be a part of a number", weights)
+        if weights in separator or separator in weights:
+            raise self.fail(f"{where} `weights`", f"should differ from the separator {separator!r}", weights)
+        return weights
 
     def behaviors(self, table: Any) -> tuple[Behavior, ...]:
         found = []

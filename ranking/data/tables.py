@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from ranking.atomic import atomic_directory
 from ranking.data.columns import Column, convert
+from ranking.data.multi import split_multi
 from ranking.data.schema import Schema, load_schema, parse_schema
 from ranking.errors import UserError
 
@@ -123,6 +124,9 @@ class Dataset:
             if path is None:
                 raise UserError(f"{self.path} should hold a table `{name}` ({', '.join(_SUFFIXES)}).")
             frame = _read(path, _columns(name, self.schema))
+            for feature in self.schema.side("context" if name == "impressions" else name.removesuffix("s")):
+                if feature.weights:
+                    split_multi(frame[feature.name], feature, f"{path}: column `{feature.name}`")
             self._cache[name] = _CHECKS[name](frame, path, self.schema)
         return self._cache[name]
 

@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ranking.data.schema import Feature
 from ranking.errors import UserError
@@ -192,6 +194,52 @@ def test_multi_values_are_cut_at_sixteen():
     assert found[0].tolist() == list(range(2, 18))
     assert found[1:, :3].tolist() == [[21, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 5]] and not found[1:, 3:].any()
     assert encoder.encode("item_tags", feature, pd.Series([None, None], dtype="str")).tolist() == [[0], [0]]
+
+
+def test_the_heaviest_values_are_kept():
+    feature = Feature("tags", "item", "multi", separator="|", weights=":", keep=3)
+    encoder = Encoder({"item_tags": Vocabulary(pd.Index(["a", "b", "c:d"]))}, {}, 0)
+    texts = pd.Series(["a:1|b:.5|c:d:2e0|b:3", "x:4|a:4", None, "", "|:7|b:0|"])
+    found = encoder.arrays("item_tags", feature, texts)
+    # b 3, c:d 2, a 1 are heavier than b .5; of one weight the first comes first; x is unknown; a missing value and
+    # the empty entries around it weigh nothing
+    assert found["item_tags"].tolist() == [[3, 4, 2], [1, 2, 0], [0, 0, 0], [0, 0, 0], [0, 0, 3]]
+    assert found["item_tags_weight"].tolist() == [[3, 2, 1], [4, 4, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert [values.dtype for values in found.values()] == [np.int32, np.float32]
+    assert np.array_equal(encoder.encode("item_tags", feature, texts), found["item_tags"])
+    for text in ("a", "a:-1", "a:nan", "a:1e99", "a:1:", ":"):
+        with pytest.raises(UserError, match="tags: each value should look like value:weight.*in row 2"):
+            encoder.encode("item_tags", feature, pd.Series(["a:1", text]))
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.integers(0, 9)), max_size=9), max_size=6))
+def test_weighted_values_against_plain_python(rows):
+    feature = Feature("tags", "item", "multi", weights=":", keep=4)
+    encoder = Encoder({"item_tags": Vocabulary(pd.Index(list("abc")))}, {}, 0)
+    texts = [",".join(f"{value}:{weight}" for value, weight in row) for row in rows]
+    found = encoder.arrays("item_tags", feature, pd.Series(texts, dtype="str"))
+    index = {"a": 2, "b": 3, "c": 4, "x": 1}
+    for row, values, weights in zip(rows, found["item_tags"], found["item_tags_weight"], strict=True):
+        heaviest = sorted(row, key=lambda pair: -pair[1])[:4]  # sorted keeps the order of equals
+        pairs = list(zip(values.tolist(), weights.tolist(), strict=True))
+        assert pairs[: len(heaviest)] == [(index[value], weight) for value, weight in heaviest]
+        assert set(pairs[len(heaviest) :]) <= {(0, 0.0)}
+
+
+def test_weighted_features_of_a_dataset(make_timeline):
+    toml = TOML.replace('city = { kind = "categorical", min_count = 2 }', 'city = { kind = "multi", weights = ":" }')
+    users = {**USERS, "city": ["xi:2,an:1", "xi:.5", None, "xi:1", None]}
+    timeline = make_timeline(toml, impressions=IMPRESSIONS, users=users, items=ITEMS, behaviors=BEHAVIORS)
+    encoder = Encoder.fit(timeline, before=20)
+    assert encoder.vocabularies["user_city"].values.tolist() == ["xi", "an"]
+    static = encoder.static(timeline, "user")
+    assert static["user_city"].tolist() == [[2, 3], [2, 0], [0, 0], [2, 0], [0, 0], [0, 0]]
+    assert static["user_city_weight"].tolist() == [[2, 1], [0.5, 0], [0, 0], [1, 0], [0, 0], [0, 0]]
+    # the look-alike representation takes plain means
+    assert set(encoder.profile(timeline)) == {"user_city", "user_age"}
+    broken = {**users, "city": ["xi:2", "xi", None, None, None]}
+    with pytest.raises(UserError, match=r"users.parquet: column `city`: each value should look like.*'xi' in row 2"):
+        make_timeline(toml, impressions=IMPRESSIONS, users=broken, items=ITEMS, behaviors=BEHAVIORS)
 
 
 def test_constant_and_empty_numbers(make_timeline):

@@ -32,6 +32,7 @@ age_range = { kind = "categorical", min_count = 5 }
 register_days = { kind = "numeric", transform = "log1p" }
 [features.item]
 tag = { kind = "multi", separator = "|" }
+topic = { kind = "multi", weights = ":", keep = 9 }
 [features.context]
 tab = { kind = "categorical" }
 bid = { kind = "numeric", per = "candidate" }
@@ -64,6 +65,7 @@ def test_every_key():
         Feature("age_range", "user", "categorical", min_count=5),
         Feature("register_days", "user", "numeric", transform="log1p"),
         Feature("tag", "item", "multi", separator="|"),
+        Feature("topic", "item", "multi", weights=":", keep=9),
         Feature("tab", "context", "categorical"),
         Feature("bid", "context", "numeric", per="candidate"),
     )
@@ -116,6 +118,12 @@ def test_ordinal_time():
         ('kind = "multi"', 'kind = "numeric"', r"`tag` \(numeric, side item\): unknown key `separator`"),
         ('separator = "|"', 'per = "request"', r"`tag` \(multi, side item\): unknown key `per`"),
         ('transform = "log1p"', 'transform = "log"', "`transform` should be one of minmax, log1p. Received: 'log'"),
+        ("keep = 9", 'keep = "9"', "`keep` should be a positive integer. Received: '9'"),
+        ('weights = ":"', 'weights = ""', "`weights` should be a text that cannot be a part of a number"),
+        ('weights = ":"', 'weights = "."', "`weights` should be a text that cannot be a part of a number"),
+        ('weights = ":"', 'weights = ","', "`weights` should differ from the separator ','"),
+        ("tag = {", "topic_weight = {", "`topic` should not stand beside `topic_weight`"),
+        ('{ kind = "categorical" }', '{ kind = "categorical", keep = 3 }', "unknown key `keep`"),
         ("bid = {", "value = {", "`value` is a label"),
         ("age_range = {", "conversion_time = {", "`conversion_time` is a label"),
         ("bid = {", "position = {", "`position` is a column of the log"),
