@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from lookalike.similarity import LookalikeModel
 from ranking.errors import UserError
+from ranking.switches import parse_switches
 
 __all__ = ["LookalikeSettings"]
 
@@ -67,25 +68,4 @@ class LookalikeSettings:
     @classmethod
     def parse(cls, text: str) -> "LookalikeSettings":
         """Settings from `name=value,name=value`."""
-        defaults = cls()
-        found: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, sign, value = (piece.strip() for piece in part.partition("="))
-            if not sign or name not in defaults.__dataclass_fields__:
-                known = ", ".join(defaults.__dataclass_fields__)
-                raise UserError(f"`--lookalike` should be name=value with a name of: {known}. Received: {part!r}.")
-            found[name] = _parsed(name, value, getattr(defaults, name))
-        return cls(**found)
-
-
-def _parsed(name: str, value: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        if value not in ("true", "false"):
-            raise UserError(f"`--lookalike` {name} should be true or false. Received: {value!r}.")
-        return value == "true"
-    if isinstance(default, str) or (name == "alpha" and value == "learned"):
-        return value
-    try:
-        return type(default)(value)
-    except ValueError:
-        raise UserError(f"`--lookalike` {name} should be a number. Received: {value!r}.") from None
+        return parse_switches(cls(), text, "--lookalike")
