@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ranking import cli_audience, cli_expand, cli_quadrants
 from ranking.atomic import refuse_existing
+from ranking.cli_data import data_app
 from ranking.cli_replay import replay_app
 from ranking.errors import UserError
 from ranking.progress import Bars, quiet
@@ -27,7 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Make, import and check datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(replay_app, name="replay")
 
@@ -55,56 +55,6 @@ def demo(
     from ranking.demo import run_demo
 
     run_demo(out, overwrite=overwrite)
-
-
-@data_app.command()
-def simulate(
-    out: Annotated[Path, typer.Option(help="The dataset folder to write.")],
-    world: Annotated[str, typer.Option(help="demo, reference, or the path of a world's TOML file.")] = "demo",
-    shuffle_labels: Annotated[bool, typer.Option(help="Permute the labels: every AUC should then be 0.5.")] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Simulates a log, with the truth beside it in OUT/truth."""
-    from ranking.data.simulator import load_world
-    from ranking.data.simulator import simulate as make
-
-    with Bars(console) as bars:
-        make(load_world(world), out, shuffle_labels=shuffle_labels, overwrite=overwrite, progress=bars)
-    console.print(f"Wrote {out}. Next: seedrank data check {out}")
-
-
-@data_app.command("import")
-def import_(
-    source: Annotated[str, typer.Argument(help="What to import: kuairand.")],
-    folder: Annotated[Path, typer.Option("--source", help="The raw folder, as downloaded and unpacked.")],
-    out: Annotated[Path, typer.Option(help="The dataset folder to write.")],
-    conversion: Annotated[str, typer.Option(help="The conversion label: long_view or engage.")] = "long_view",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Imports a public log into the dataset format."""
-    if source != "kuairand":
-        raise UserError(f"`source` should be one of: kuairand. Received: {source!r}.")
-    from ranking.data.kuairand import import_kuairand
-
-    with Bars(console) as bars:
-        report = import_kuairand(folder, out, conversion=conversion, overwrite=overwrite, progress=bars)
-    show(report.as_dict(), as_json, str(report))
-
-
-@data_app.command()
-def check(directory: Annotated[Path, typer.Argument(help="The dataset folder.")], as_json: Json = False) -> None:
-    """Counts, rates, time span, and every broken rule of a dataset; exit code 2 if there is one."""
-    from ranking.data.check import check as examine
-    from ranking.data.check import print_report
-
-    report = examine(directory)
-    if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
-    else:
-        print_report(report)
-    if not report.ok:
-        raise typer.Exit(2)
 
 
 @app.command()

@@ -8,20 +8,19 @@ log: a request is a user's day.
 import gzip
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ranking.data.import_report import ImportReport
 from ranking.data.kuairand_history import history_behaviors
 from ranking.data.kuairand_toml import dataset_toml
 from ranking.data.tables import write_dataset
 from ranking.errors import UserError
 
-__all__ = ["ImportReport", "import_kuairand"]
+__all__ = ["import_kuairand"]
 
 ENGAGEMENT = ("is_like", "is_follow", "is_comment", "is_forward", "is_profile_enter")
 CONVERSIONS = {"long_view": ("long_view",), "engage": ENGAGEMENT}
@@ -38,58 +37,6 @@ _DURATION_EDGES_S = (7, 12, 18, 30, 60, 120, 240)
 
 Progress = Callable[[str, int, int], None]
 Tables = Iterator[tuple[str, pd.DataFrame]]
-
-
-@dataclass
-class ImportReport:
-    """What an import read, kept and left out; `accepted + sum(rejected) = read`, always.
-
-    Args:
-        out: str. The dataset that was written.
-        conversion: str. Which label the conversion is.
-        read: int. Rows of the log files.
-        accepted: int. Impressions written.
-        rejected: dict. Reason -> rows.
-        clicks: int. Impressions with a click.
-        conversions: int. Impressions with a conversion.
-        dropped_labels: int. Conversion labels set to 0 because there was no click.
-        days: dict. The log's own day (yyyymmdd) -> impressions.
-        rows: dict. Table -> rows written.
-        unmatched: dict. Field -> history entries older than the user's watch sequence.
-    """
-
-    out: str
-    conversion: str
-    read: int = 0
-    accepted: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    clicks: int = 0
-    conversions: int = 0
-    dropped_labels: int = 0
-    days: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    unmatched: dict[str, int] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
-
-    def lines(self) -> list[tuple[str, str]]:
-        """The report as (what, how many) for people."""
-        found = [("log rows read", f"{self.read:,}"), ("impressions accepted", f"{self.accepted:,}")]
-        found += [(f"rejected: {reason}", f"{count:,}") for reason, count in self.rejected.items()]
-        found += [
-            ("clicks", f"{self.clicks:,} ({self.clicks / max(self.accepted, 1):.1%})"),
-            (f"conversions ({self.conversion} and click)", f"{self.conversions:,}"),
-            (f"{self.conversion} without click, set to 0", f"{self.dropped_labels:,}"),
-        ]
-        found += [(f"rows of {name}", f"{count:,}") for name, count in self.rows.items()]
-        found += [(f"history {name} older than the watches kept", f"{n:,}") for name, n in self.unmatched.items()]
-        return [*found, ("days", f"{min(self.days)} to {max(self.days)}"), ("written to", self.out)]
-
-    def __str__(self) -> str:
-        width = max(len(what) for what, _ in self.lines())
-        return "\n".join(f"{what:<{width}}  {count}" for what, count in self.lines())
 
 
 def import_kuairand(
@@ -132,7 +79,7 @@ def import_kuairand(
         for path in histories:
             for frame, unmatched in history_behaviors(path):
                 for name, count in unmatched.items():
-                    report.unmatched[name] = report.unmatched.get(name, 0) + count
+                    report.note(f"history {name} older than the watches kept", count)
                 yield "behaviors", frame
         yield from _log_tables(logs, report, progress, counted=bool(histories))
 
@@ -224,8 +171,7 @@ def _accepted(chunk: pd.DataFrame, seen: np.ndarray, report: ImportReport) -> tu
     """The good rows of a chunk as int64, and the keys of all rows so far; the others are counted by reason."""
 
     def reject(rows: pd.DataFrame, bad: pd.Series | np.ndarray, reason: str) -> pd.DataFrame:
-        if bad.any():
-            report.rejected[reason] = report.rejected.get(reason, 0) + int(bad.sum())
+        report.reject(reason, int(bad.sum()))
         return rows[~bad]
 
     report.read += len(chunk)
