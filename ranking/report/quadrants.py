@@ -74,9 +74,8 @@ def _verdict(counts: dict[str, int]) -> str:
         return f"None of {_items(total)} can be placed yet: too little has happened to them."
     gems, flashy = counts["hidden gem"], counts["flashy"]
     parts = [
-        f"{gems:,} of {_items(total)} {'is a hidden gem' if gems == 1 else 'are hidden gems'}, clicked on seldom but "
-        "bought from often",
-        f"{flashy:,} {'is' if flashy == 1 else 'are'} flashy, clicked on often but bought from seldom",
+        f"{gems:,} of {_items(total)} {'is a hidden gem' if gems == 1 else 'are hidden gems'}: {_MEANING['hidden gem']}",
+        f"{flashy:,} {'is' if flashy == 1 else 'are'} flashy: {_MEANING['flashy']}",
     ]
     end = f" Of {open_:,} it cannot be told yet." if open_ else ""
     return f"{'; '.join(parts)}.{end}"
@@ -99,7 +98,11 @@ def _caption(found: ItemQuadrants, drawn: pd.DataFrame) -> str:
 
 def _percent(rate: float) -> str:
     """A share with three digits that count."""
-    return f"{100 * rate:.3g}%"
+    return f"{100 * rate:#.3g}".rstrip(".") + "%"
+
+
+def _certainty(chance: float) -> str:
+    return "&gt;99%" if chance > 0.99 else f"{chance:.0%}"
 
 
 def _counts(found: ItemQuadrants) -> str:
@@ -134,7 +137,7 @@ def _listed(found: ItemQuadrants, quadrant: str) -> str:
             _percent(one["conversion_rate"]),
             *(f"{count:,}" for count in (one["impressions"], one["clicks"], one["conversions"])),
         ]
-        rows.append(row([*cells, f"{one['certainty']:.0%}"] if log else cells))
+        rows.append(row([*cells, _certainty(one["certainty"])] if log else cells))
     more = len(items) - _LISTED
     order = "by conversions per click" if QUADRANTS[quadrant][1] else "by clicks"
     end = f'<p class="soft small">And {more:,} more; these are the first {_LISTED} {order}.</p>' if more > 0 else ""
@@ -234,7 +237,7 @@ def _trace(items: pd.DataFrame, name: str, color: str, most: int) -> dict[str, A
     texts = []
     for one in items.to_dict("records"):
         seems = f"seems {one['quadrant']}, " if hollow else ""
-        certainty = "" if np.isnan(one["certainty"]) else f"<br>{seems}certainty {one['certainty']:.0%}"
+        certainty = "" if np.isnan(one["certainty"]) else f"<br>{seems}certainty {_certainty(one['certainty'])}"
         counts = f"{one['impressions']:,} impressions, {one['clicks']:,} clicks, {one['conversions']:,} conversions"
         texts.append(f"<b>{_plain(str(one['item_id'])[:80])}</b><br>{counts}{certainty}")
     return {
@@ -248,7 +251,7 @@ def _trace(items: pd.DataFrame, name: str, color: str, most: int) -> dict[str, A
             "color": color,
             "symbol": "circle-open" if hollow else "circle",
             "size": [round(5 + 21 * float(np.sqrt(count / most)), 1) for count in items["impressions"]],
-            "opacity": 0.55 if hollow else 0.8,
+            "opacity": 0.7 if hollow else 0.8,
             "line": {"width": 1, "color": color if hollow else "white"},
         },
         "hovertemplate": "%{text}<br>click rate %{x:.3~%}, conversions per click %{y:.3~%}<extra></extra>",
