@@ -73,10 +73,11 @@ def fit(run, rows, seeds: int, progress) -> dict:
     """(base, variant) -> one model a random seed, trained as the run's own was."""
     import dataclasses
 
-    from ranking.training import Settings, train_esmm
+    from ranking.fit import settings_of
+    from ranking.training import train_esmm
 
     scaled = dataclasses.replace(rows, features=run.scales.apply(rows.features))
-    settings = Settings(epochs=run.info["stages"]["esmm"]["epochs"])
+    settings, schedule = settings_of(run).esmm, run.info["stages"]["esmm"]["epochs"]
     strong = run.features(similarity=False)
     bases = {"weak": [f for f in strong if f.name in ("user_id", "item_id") or f.name.startswith("user_")]}
     bases["strong"] = list(strong)
@@ -87,7 +88,9 @@ def fit(run, rows, seeds: int, progress) -> dict:
             wanted = [*features, *(extra[name] for name in names)]
             for seed in range(seeds):
                 stage = f"{base}, {variant}, random seed {seed}"
-                model, _ = train_esmm(scaled, wanted, settings, seed=seed, progress=progress, stage=stage)
+                model, _ = train_esmm(
+                    scaled, wanted, settings, schedule=schedule, seed=seed, progress=progress, stage=stage
+                )
                 models.setdefault((base, variant), []).append(model)
     return models
 

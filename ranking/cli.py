@@ -69,11 +69,23 @@ def train(
         typer.Option(help="Fit ESMM again on train + calibrate + tune. A replay on the tune window is then refused."),
     ] = False,
     seeds: Annotated[int, typer.Option(help="Random seeds of each ESMM variant, with baselines.", min=1)] = 3,
-    epochs: Annotated[int, typer.Option(help="ESMM passes at most; the calibrate window chooses.", min=1)] = 2,
+    esmm: Annotated[
+        str,
+        typer.Option(help="Switches of ESMM (docs/models.md), as sharing=mmoe,towers=128-64,epochs=3."),
+    ] = "",
     lookalike: Annotated[
         str,
         typer.Option(help="Switches of the look-alike stages (docs/models.md), as merge=concat,k=10."),
     ] = "",
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A run to go on from: ESMM learns from the days since; user space and switches stay."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped (OUT.checkpoint), if there is one.")
+    ] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's curves and histograms.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -86,19 +98,31 @@ def train(
     refuse_existing(out, overwrite)
     with Bars(console) as bars:
         bars("loading TensorFlow", 0, 1)
-        from ranking.fit import fit_run
+        from ranking.esmm_settings import EsmmSettings
+        from ranking.fit import fit_run, settings_of
         from ranking.lookalike_settings import LookalikeSettings
         from ranking.report.tables import training_table
+        from ranking.run import load_run
         from ranking.training import Settings
 
         bars("loading TensorFlow", 1, 1)
+        previous = load_run(from_) if from_ else None
+        if previous is None:
+            settings = Settings(LookalikeSettings.parse(lookalike), EsmmSettings.parse(esmm))
+        elif lookalike:
+            raise UserError("`--lookalike` should not be given with `--from`: the run's user space stays.")
+        else:
+            settings = settings_of(previous)
+            settings = Settings(settings.lookalike, EsmmSettings.parse(esmm, settings.esmm))
         run = fit_run(
             dataset,
             out,
-            settings=Settings(LookalikeSettings.parse(lookalike), epochs=epochs),
+            settings=settings,
             baselines=with_baselines,
             seeds=seeds,
             refit=refit,
+            previous=previous,
+            resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
             progress=bars,

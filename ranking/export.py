@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from ranking.data.schema import Feature, Schema
 from ranking.errors import UserError
-from ranking.features import MISSING, MULTI_LIMIT, OUT_OF_VOCABULARY, Vocabulary
+from ranking.features import MISSING, OUT_OF_VOCABULARY, Vocabulary
 from ranking.fusion import FusionWeights, fuse
 from ranking.run import Run
 from ranking.scoring import score_rows
@@ -59,16 +60,16 @@ def _keys(ids: tf.Tensor) -> tf.Tensor:
 
 
 class _ContextColumn(tf.Module):
-    """A context column from the wire to its feature, as `Encoder.encode` does it."""
+    """A context column from the wire to its arrays, as `Encoder.arrays` does it."""
 
     def __init__(self, feature: Feature, run: Run):
         super().__init__()
         self.feature = feature
-        name = f"context_{feature.name}"
+        self.array = f"context_{feature.name}"
         if feature.kind == "numeric":
-            self.low, self.high, self.mean = run.encoder.ranges[name]
+            self.low, self.high, self.mean = run.encoder.ranges[self.array]
         else:
-            vocabulary = run.encoder.vocabularies[name]
+            vocabulary = run.encoder.vocabularies[self.array]
             self.lookup = _Lookup(vocabulary.values, f"context {feature.name}")
             self.index = self.lookup.table(_indices(vocabulary))
 
@@ -77,20 +78,33 @@ class _ContextColumn(tf.Module):
         dtype = tf.float32 if self.feature.kind == "numeric" else tf.string
         return tf.TensorSpec([1 if self.feature.per == "request" else None], dtype, name=self.feature.name)
 
-    def __call__(self, values: tf.Tensor) -> tf.Tensor:
+    def __call__(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
         if self.feature.kind == "numeric":
             wide = tf.cast(values, tf.float64)
             if self.feature.transform == "log1p":
                 wide = tf.math.log1p(tf.maximum(wide, 0.0))
             span = self.high - self.low if self.high > self.low else 1.0
             scaled = (tf.clip_by_value(wide, self.low, self.high) - self.low) / span
-            return tf.cast(tf.where(tf.math.is_nan(wide), tf.constant(self.mean, tf.float64), scaled), tf.float32)
+            mean = tf.constant(self.mean, tf.float64)
+            return {self.array: tf.cast(tf.where(tf.math.is_nan(wide), mean, scaled), tf.float32)}
         if self.feature.kind == "categorical":
-            found = tf.gather(self.index, self.lookup(values))
-            return tf.where(tf.equal(values, ""), MISSING, found)
-        split = tf.strings.split(values, self.feature.separator).to_tensor("", shape=[None, MULTI_LIMIT])
-        found = tf.gather(self.index, tf.reshape(self.lookup(tf.reshape(split, [-1])), tf.shape(split)))
-        return tf.where(tf.equal(split, ""), MISSING, found)
+            return {self.array: self._indices(values)}
+        split = tf.strings.split(values, self.feature.separator)
+        if not self.feature.weights:
+            return {self.array: self._indices(split.to_tensor("", shape=[None, self.feature.keep]))}
+        sign = re.escape(self.feature.weights)
+        text = tf.where(tf.equal(split.flat_values, ""), f"{self.feature.weights}0", split.flat_values)
+        weight = tf.strings.to_number(tf.strings.regex_replace(text, f"(?s)^.*{sign}", ""))
+        value = tf.strings.regex_replace(text, f"(?s)^(.*){sign}.*$", r"\1")
+        dense = split.with_flat_values(weight).to_tensor(-1.0)  # [n, L]; padding last
+        heaviest = tf.argsort(-dense, axis=1, stable=True)[:, : self.feature.keep]
+        dense = tf.gather(dense, heaviest, batch_dims=1)
+        found = self._indices(tf.gather(split.with_flat_values(value).to_tensor(""), heaviest, batch_dims=1))
+        return {self.array: found, f"{self.array}_weight": tf.where(tf.equal(found, MISSING), 0.0, dense)}
+
+    def _indices(self, texts: tf.Tensor) -> tf.Tensor:
+        found = tf.gather(self.index, tf.reshape(self.lookup(tf.reshape(texts, [-1])), tf.shape(texts)))
+        return tf.where(tf.equal(texts, ""), MISSING, found)
 
 
 def _indices(vocabulary: Vocabulary) -> np.ndarray:
@@ -177,7 +191,7 @@ class ServedRanker(tf.Module):
         arrays = {name: whole(tf.gather(table, user)) for name, table in self.users.items()}
         arrays |= {name: tf.gather(table, item) for name, table in self.items.items()}
         for column in self.context:
-            arrays[f"context_{column.feature.name}"] = whole(column(inputs[column.feature.name]))
+            arrays |= {name: whole(values) for name, values in column(inputs[column.feature.name]).items()}
         for name, (codes, values, columns) in self.crosses.items():
             code = combine([(tf.cast(arrays[column], tf.int64), size) for column, size in columns])
             size = tf.size(codes)

@@ -1,6 +1,7 @@
 """One training: a dataset in, a run out."""
 
 import dataclasses
+import hashlib
 import platform
 import time
 from pathlib import Path
@@ -10,49 +11,21 @@ import keras
 import numpy as np
 import pandas as pd
 
-from lookalike.representation import UserRepresentation, user_inputs
 from ranking.baselines import Logistic, Popularity
-from ranking.batches import Progress, silent, tf_function
+from ranking.batches import Progress, silent
 from ranking.board import Board
+from ranking.checkpoints import Checkpoint
 from ranking.data.tables import Dataset
-from ranking.features import Encoder
-from ranking.fusion import FusionWeights
-from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
-from ranking.model import esmm_features
-from ranking.rows import Rows, training_rows
-from ranking.run import Run, Scales, parameters_hash, save_run
-from ranking.state import StateBuilder
+from ranking.errors import UserError
+from ranking.esmm_settings import EsmmSettings
+from ranking.fitting import Fitting
+from ranking.growth import refuse_other_schema
+from ranking.lookalike_settings import LookalikeSettings
+from ranking.run import Run, parameters_hash, save_run
 from ranking.timeline import Timeline
-from ranking.training import Settings, train_esmm
+from ranking.training import Settings
 
-__all__ = ["DEFAULT_EXPONENTS", "fit_run"]
-
-# Where a search starts, and what is served until a replay has said better: eCPM's form without the price, and a
-# little of the similarity.
-DEFAULT_EXPONENTS = {"similarity": 0.5, "pctr": 1.0, "pcvr": 1.0}
-ID_MIN_COUNT = 3  # ids seen less often share the out-of-vocabulary row
-
-
-def _encoded(
-    timeline: Timeline, before: int, lookalike_encoder: Encoder, representation: keras.Model, lookalike: Any
-) -> StateBuilder:
-    return StateBuilder(
-        timeline,
-        Encoder.fit(timeline, before=before, id_min_count=ID_MIN_COUNT),
-        lookalike_encoder=lookalike_encoder,
-        representation=tf_function(representation),
-        lookalike=lookalike,
-    )
-
-
-def _as_model(representation: UserRepresentation) -> keras.Model:
-    """The user representation as a functional model, which is what a .keras file holds best."""
-    inputs = user_inputs(representation.fields)
-    return keras.Model(inputs, representation(inputs), name="user_representation")
-
-
-def _scaled(rows: Rows, scales: Scales) -> Rows:
-    return dataclasses.replace(rows, features=scales.apply(rows.features))
+__all__ = ["fit_run", "settings_of"]
 
 
 def fit_run(
@@ -63,6 +36,8 @@ def fit_run(
     baselines: bool = False,
     seeds: int = 3,
     refit: bool = False,
+    previous: Run | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     tensorboard: Path | None = None,
     progress: Progress = silent,
@@ -70,116 +45,83 @@ def fit_run(
     """Trains the stages and saves the run: representation, look-alike, ESMM on their similarity, fusion constants.
 
     Time travels one way: the first two stages see the look-alike window, ESMM the train window with each row as of
-    its own tick, the calibrate window chooses the number of epochs.
+    its own tick, the calibrate window chooses the number of passes and calibrates. What a training has reached is kept
+    in `OUT.checkpoint` until it is done.
 
     Args:
         dataset: Dataset.
         out: Path. The run folder to write.
-        settings: Settings or `None` for the defaults.
+        settings: Settings or `None` for the defaults; with `previous`, for its own.
         baselines: bool. Whether ESMM without the similarity, BASE, popularity and logistic regression are trained
             beside it. Defaults to `False`.
         seeds: int. Random seeds of each ESMM variant with `baselines`; one without. Defaults to 3.
-        refit: bool. Whether ESMM is fitted again on train + calibrate + tune with the chosen number of epochs: the
-            freshest model, but its scores in the tune window are then in-sample, so a replay there is refused.
-        overwrite: bool. Whether an existing `out` is replaced.
+        refit: bool. Whether ESMM is fitted again on train + calibrate + tune with the chosen number of passes: the
+            freshest model, but its scores in the tune window are then in-sample, so a replay there is refused. Its
+            calibration is that of the model before, which had not seen the calibrate window.
+        previous: Run or `None`. A run to go on from: its user space stays, its ESMM learns from the rows since.
+        resume: bool. Whether a stopped training of the same settings is gone on with.
+        overwrite: bool. Whether an existing `out` is replaced, and a stopped training thrown away.
         tensorboard: Path or `None`. A folder for the curves of losses and AUC, and the field attention.
         progress: Progress.
     """
-    settings = settings or Settings()
+    settings = settings or (settings_of(previous) if previous else Settings())
     began = time.perf_counter()
     timeline = Timeline(dataset)
     for name in ("lookalike", "train", "calibrate", "tune"):
         timeline.window(name)
     for name in ("train", "calibrate"):
         timeline.some_rows_in(name)
-    progress("user representation", 0, 1)
-    lookalike_encoder = Encoder.fit(timeline, before=timeline.window("lookalike")[1], rank_by_seeds=True)
-    board = Board(tensorboard) if tensorboard else None
-    next_item, representation_info = train_next_item(
-        timeline, lookalike_encoder, settings.lookalike, progress=progress, board=board
+    if previous is not None:
+        if baselines:
+            raise UserError("`--with-baselines` should not be given with `--from`: a baseline learns from all rows.")
+        refuse_other_schema(previous.schema, dataset.schema, previous.path)
+    fitting = Fitting(
+        timeline=timeline,
+        settings=settings,
+        previous=previous,
+        checkpoint=Checkpoint(
+            out.with_name(f"{out.name}.checkpoint"),
+            _fingerprint(dataset, settings, baselines, seeds, refit, previous),
+            resume=resume,
+            overwrite=overwrite,
+        ),
+        board=Board(tensorboard) if tensorboard else None,
+        progress=progress,
     )
-    layer = representation_of(next_item)
-    lookalike, lookalike_info = train_lookalike(
-        timeline, lookalike_encoder, layer, settings.lookalike, progress=progress, board=board
-    )
-    representation = _as_model(layer)
-
-    builder = _encoded(timeline, timeline.window("train")[1], lookalike_encoder, representation, lookalike)
-    rows = training_rows(builder, "train", progress=progress)
-    calibrate = training_rows(builder, "calibrate", progress=progress)
-    scales = Scales.fit(rows.features)
-    rows, calibrate = _scaled(rows, scales), _scaled(calibrate, scales)
-    features = esmm_features(dataset.schema, builder.encoder)
-    plain = esmm_features(dataset.schema, builder.encoder, similarity=False)
-    model, esmm_info = train_esmm(rows, features, settings, validation=calibrate, progress=progress, board=board)
-    settings = dataclasses.replace(settings, epochs=esmm_info["epochs"])
+    stages = fitting.first_stages()
+    fitting.prepare("train")
+    fitting.main_model()
+    stages["esmm"] = dict(fitting.esmm_info)
     if refit:
-        builder = _encoded(timeline, timeline.window("tune")[1], lookalike_encoder, representation, lookalike)
-        rows = training_rows(builder, "train", "calibrate", "tune", progress=progress)
-        scales = Scales.fit(rows.features)
-        rows = _scaled(rows, scales)
-        features = esmm_features(dataset.schema, builder.encoder)
-        plain = esmm_features(dataset.schema, builder.encoder, similarity=False)
-        model, refit_info = train_esmm(rows, features, settings, progress=progress, stage="ESMM, final refit")
-        esmm_info |= {"examples": refit_info["examples"], "examples_per_second": refit_info["examples_per_second"]}
-    models = {"seedrank": [model]}
+        fitting.prepare("train", "calibrate", "tune")
+        stages["esmm"] |= fitting.again()
     popularity = logistic = None
     if baselines:
-        for seed in range(1, seeds):
-            models["seedrank"].append(
-                train_esmm(rows, features, settings, seed=seed, progress=progress, stage=f"ESMM, random seed {seed}")[0]
-            )
-        for variant, inputs, strategy in (("no_similarity", plain, "esmm"), ("base", features, "base")):
-            models[variant] = [
-                train_esmm(
-                    rows,
-                    inputs,
-                    settings,
-                    strategy=strategy,
-                    seed=seed,
-                    progress=progress,
-                    stage=f"{variant}, random seed {seed}",
-                )[0]
-                for seed in range(seeds)
-            ]
+        fitting.baselines(seeds)
         progress("logistic regression", 0, 1)
-        popularity = Popularity.fit(timeline.item[rows.row], rows, len(timeline.item_ids))
-        logistic = Logistic.fit(rows, plain)
+        popularity = Popularity.fit(timeline.item[fitting.rows.row], fitting.rows, len(timeline.item_ids))
+        logistic = Logistic.fit(fitting.rows, fitting.features(similarity=False))
         progress("logistic regression", 1, 1)
     progress("state at the watermark", 0, 1)
     watermark = int(timeline.tick(np.array([timeline.window("tune")[1]]))[0])
     users, items = timeline.exists("user", watermark), timeline.exists("item", watermark)
-    state = builder.at(watermark).only(users, items)
+    state = fitting.builder.at(watermark).only(users, items)
     shown = np.bincount(timeline.item[timeline.time < watermark], minlength=len(timeline.item_ids))[items]
     if popularity is not None:
         popularity = popularity.only(items)
     progress("state at the watermark", 1, 1)
-    hashed = parameters_hash(representation, lookalike, model)
+    rows = fitting.rows
     run = Run(
         path=out,
         schema=dataset.schema,
-        info={},
-        lookalike_encoder=lookalike_encoder,
-        encoder=builder.encoder,
-        representation=representation,
-        lookalike=lookalike,
-        models=models,
-        scales=scales,
-        state=state,
-        weights=_first_weights(models["seedrank"][0], scales, rows, builder.prices[timeline.item[rows.row]], hashed),
-        impressions=shown,
-        popularity=popularity,
-        logistic=logistic,
-    )
-    run.info.update(
-        {
+        info={
             "dataset": str(dataset.path),
-            "parameters_hash": hashed,
-            "embedding_space": parameters_hash(representation, lookalike),  # what user vectors and centroids belong to
             "watermark": watermark,
+            "trained_until": timeline.window("tune" if refit else "train")[1],
+            "from": None if previous is None else str(previous.path),
             "refit": refit,
             "settings": dataclasses.asdict(settings),
-            "stages": {"representation": representation_info, "lookalike": lookalike_info, "esmm": esmm_info},
+            "stages": stages,
             "rows": {
                 "trained": len(rows.row),
                 "repeats_dropped": int(rows.repeat.sum()),
@@ -187,11 +129,48 @@ def fit_run(
                 "with_similarity": float(rows.features["has_similarity"].mean()),
             },
             "versions": {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()},
-            "seconds": round(time.perf_counter() - began, 1),
-        }
+        },
+        lookalike_encoder=fitting.lookalike_encoder,
+        encoder=fitting.builder.encoder,
+        representation=fitting.representation,
+        lookalike=fitting.lookalike,
+        models=fitting.models,
+        calibrations=fitting.calibrations,
+        scales=fitting.scales,
+        state=state,
+        weights=fitting.first_weights(),
+        impressions=shown,
+        popularity=popularity,
+        logistic=logistic,
     )
+    # What fusion constants belong to, and what user vectors and centroids belong to.
+    run.info["parameters_hash"] = run.weights.parameters_hash
+    run.info["embedding_space"] = parameters_hash(run.representation, run.lookalike)
+    run.info["seconds"] = round(time.perf_counter() - began, 1)
     save_run(run, out, dataset.path / "dataset.toml", _attributes(timeline, users), overwrite=overwrite)
+    fitting.checkpoint.remove()
     return run
+
+
+def settings_of(run: Run) -> Settings:
+    """The settings that a run was trained with."""
+    found = run.info["settings"]
+    esmm = {**found["esmm"], "towers": tuple(found["esmm"]["towers"])}
+    return Settings(LookalikeSettings(**found["lookalike"]), EsmmSettings(**esmm))
+
+
+def _fingerprint(
+    dataset: Dataset, settings: Settings, baselines: bool, seeds: int, refit: bool, previous: Run | None
+) -> dict[str, Any]:
+    return {
+        "dataset": str(dataset.path.resolve()),
+        "dataset.toml": hashlib.sha256((dataset.path / "dataset.toml").read_bytes()).hexdigest(),
+        "impressions": len(dataset.impressions),
+        "settings": dataclasses.asdict(settings),
+        "baselines": [baselines, seeds],
+        "refit": refit,
+        "from": None if previous is None else previous.info["parameters_hash"],
+    }
 
 
 def _attributes(timeline: Timeline, kept: np.ndarray) -> pd.DataFrame:
@@ -200,21 +179,3 @@ def _attributes(timeline: Timeline, kept: np.ndarray) -> pd.DataFrame:
     table = timeline.static("user").reindex(columns=names)[kept]
     table.insert(0, "user_id", timeline.user_ids[kept])
     return table.reset_index(drop=True)
-
-
-def _first_weights(model: keras.Model, scales: Scales, rows: Rows, price: np.ndarray, hashed: str) -> FusionWeights:
-    """The default weights, with constants frozen on the training rows."""
-    mean, sd = scales.similarity
-    parts = {
-        "similarity": rows.features["similarity"] * sd + mean,
-        "has_similarity": rows.features["has_similarity"],
-    }
-    inputs = {tensor.name: rows.features.get(tensor.name) for tensor in model.inputs}
-    if "position" in inputs:
-        inputs["position"] = np.zeros(len(rows.row), np.int32)
-    found = model.predict(inputs, batch_size=8192, verbose=0)
-    parts |= {"pctr": found["pctr"], "pcvr": found["pcvr"], "price": price}
-    if not np.isfinite(parts["price"]).any():
-        del parts["price"]
-    reference = FusionWeights.fit(parts, "product", DEFAULT_EXPONENTS, hashed)
-    return FusionWeights.from_exponents(**DEFAULT_EXPONENTS, reference=reference)

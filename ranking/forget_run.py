@@ -88,7 +88,12 @@ def forget_in_run(run: Run, user: Any, dataset: Dataset | None) -> dict[str, Any
         if user in (found := run.encoder.vocabularies["user_id"].values):
             place = int(np.flatnonzero(found == user)[0]) + RESERVED
             removed["model rows"] = _leave_models(run, place, folder)
-            changed = parameters_hash(run.representation, run.lookalike, run.models["seedrank"][0])
+            changed = parameters_hash(
+                run.representation,
+                run.lookalike,
+                run.models["seedrank"][0],
+                calibration=run.calibrations["seedrank"][0],
+            )
             dataclasses.replace(run.weights, parameters_hash=changed).save(folder / "fusion.json")
             content = json.loads((folder / "run.json").read_text())
             content["info"]["parameters_hash"] = changed

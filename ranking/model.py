@@ -46,7 +46,8 @@ def esmm_features(schema: Schema, encoder: Encoder, *, similarity: bool = True) 
         if feature.kind == "numeric":
             features.append(Feature(name, "numeric", size=1))
         else:
-            features.append(Feature(name, feature.kind, name, sizes[name]))
+            weights = f"{name}_weight" if feature.weights else ""
+            features.append(Feature(name, feature.kind, name, sizes[name], weights))
     for behavior in schema.behaviors:
         name = f"behavior_{behavior.name}"
         vocabulary = "item" if behavior.vocabulary == "item" else name
@@ -121,7 +122,8 @@ def build_ranker(
             "centroid_counts": inputs["centroid_counts"],
         }
     )
-    esmm_inputs = {name: value for name, value in inputs.items() if name in {f.name for f in features}}
+    wanted = {name for feature in features for name in (feature.name, feature.weights)}
+    esmm_inputs = {name: value for name, value in inputs.items() if name in wanted}
     esmm_inputs["similarity"] = similarity_scale(similarity, inputs["has_similarity"])
     if any(tensor.name == "position" for tensor in esmm.inputs):
         esmm_inputs["position"] = ops.zeros_like(inputs["user_id"])  # not known before it is shown

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from ranking.batches import Progress, silent
+from ranking.errors import UserError
 from ranking.features import Arrays, gather
 from ranking.state import StateBuilder, similarity_of
 from ranking.timeline import Timeline
@@ -22,6 +23,8 @@ class Rows:
         click, conversion: float32 `[n]`.
         mature: bool `[n]`. Whether the conversion label is final.
         repeat: bool `[n]`. Whether the user is among the item's seeds already: never trained on.
+        value: float64 `[n]` or `None`. What the conversion was worth, NaN where nothing is said; `None` without such a
+            column.
     """
 
     row: np.ndarray
@@ -30,6 +33,7 @@ class Rows:
     conversion: np.ndarray
     mature: np.ndarray
     repeat: np.ndarray
+    value: np.ndarray | None = None
 
     def take(self, chosen: np.ndarray) -> "Rows":
         """The chosen rows (bool mask or indices)."""
@@ -40,11 +44,16 @@ class Rows:
             self.conversion[chosen],
             self.mature[chosen],
             self.repeat[chosen],
+            None if self.value is None else self.value[chosen],
         )
 
 
 def training_rows(
-    builder: StateBuilder, *windows: str, user_statistics_at: int | None = None, progress: Progress = silent
+    builder: StateBuilder,
+    *windows: str,
+    user_statistics_at: int | None = None,
+    since: int | None = None,
+    progress: Progress = silent,
 ) -> Rows:
     """Features and labels of the impressions in some windows, each row as of its own tick.
 
@@ -52,10 +61,21 @@ def training_rows(
         builder: StateBuilder. Gives the state of a tick.
         *windows: names of windows.
         user_statistics_at: int or `None`, ms. See `StateBuilder.at`; evaluation needs it.
+        since: int or `None`, ms. Rows before it are left out.
         progress: Progress.
+
+    Raises:
+        UserError: there is no row.
     """
     timeline = builder.timeline
     rows = timeline.some_rows_in(*windows)
+    if since is not None:
+        rows = rows[timeline.time[rows] >= since]
+        if not len(rows):
+            raise UserError(
+                f"{timeline.dataset.path}: no impression of the window {' + '.join(windows)} is newer than what the "
+                f"run has learned from, which ends at {since} ms; add newer days, and move [windows]."
+            )
     parts: list[Arrays] = []
     places, repeat = [], np.zeros(len(rows), bool)
     for tick, place in timeline.by_tick(rows):
@@ -79,4 +99,7 @@ def labelled(timeline: Timeline, rows: np.ndarray, features: Arrays, repeat: np.
     click, conversion = (timeline.impressions[label].to_numpy(np.float32)[rows] for label in timeline.schema.funnel[:2])
     if "position" in timeline.impressions:
         features = {**features, "position": timeline.impressions["position"].to_numpy(np.int32)[rows] + 1}
-    return Rows(rows, features, click, conversion, timeline.mature(rows), repeat)
+    value = None
+    if "value" in timeline.impressions:
+        value = timeline.impressions["value"].to_numpy(np.float64, na_value=np.nan)[rows]
+    return Rows(rows, features, click, conversion, timeline.mature(rows), repeat, value)

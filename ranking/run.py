@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+from esmm.calibration import Calibration, calibrated
 
 import ranking
 from esmm.embedding import Feature
@@ -25,9 +26,9 @@ from ranking.state import State, StateBuilder, in_batches
 from ranking.statistics import StatisticTable
 from ranking.timeline import Timeline
 
-__all__ = ["Run", "Scales", "load_run", "load_state", "parameters_hash", "save_run", "save_state"]
+__all__ = ["Run", "Scales", "load_run", "load_state", "lookalike_as_model", "parameters_hash", "save_run", "save_state"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Run:
         representation: keras.Model from user features to `[n, m]`.
         lookalike: LookalikeModel.
         models: variant -> ESMM models, one a random seed. "seedrank" is always there and its first one is served;
-            "no_similarity" and "base" with `--with-baselines`.
+            "no_similarity" and "base" with `--with-baselines`. Their probabilities are as trained.
+        calibrations: variant -> Calibration, one a model: from what it was trained to say to what is served.
         scales: Scales.
         state: State. As of the watermark: what an export freezes.
         weights: FusionWeights.
@@ -106,6 +108,7 @@ class Run:
     representation: keras.Model
     lookalike: LookalikeModel
     models: dict[str, list[keras.Model]]
+    calibrations: dict[str, list[Calibration]]
     scales: Scales
     state: State
     weights: FusionWeights
@@ -136,12 +139,16 @@ class Run:
             raise UserError(f"{self.path}/users.parquet should list the users of state.npz; train again.")
         return found
 
+    def model(self, variant: str = "seedrank", number: int = 0) -> keras.Model:
+        """A calibrated ESMM."""
+        return calibrated(self.models[variant][number], self.calibrations[variant][number])
+
     def ranker(self) -> keras.Model:
         """The functional model with the five outputs."""
         _, k, h = self.state.centroids.shape
         return build_ranker(
             self.lookalike,
-            self.models["seedrank"][0],
+            self.model(),
             self.features(),
             weights=self.weights,
             similarity_scale=SimilarityScale(*self.scales.similarity),
@@ -157,7 +164,7 @@ class Run:
             model: int. Which random seed.
             position: bool. Whether the logged positions are used: to judge against labels, yes; to rank, never.
         """
-        esmm = self.models[variant][model]
+        esmm = self.model(variant, model)
         scaled = self.scales.apply(arrays)
         inputs = {tensor.name: None for tensor in esmm.inputs}
         if "position" in inputs and not (position and "position" in scaled):
@@ -172,12 +179,14 @@ def np_stack(outputs: dict[str, Any]) -> Any:
     return keras.ops.stack([outputs["pctr"], outputs["pcvr"], outputs["pctcvr"]], axis=1)
 
 
-def parameters_hash(*models: Any) -> str:
-    """SHA-256 of every weight, in order: what fusion constants belong to."""
+def parameters_hash(*models: Any, calibration: Calibration | None = None) -> str:
+    """SHA-256 of every weight, in order, and of the calibration: what fusion constants belong to."""
     digest = hashlib.sha256()
     for model in models:
         for weight in model.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
+    if calibration is not None:
+        digest.update(json.dumps(calibration.as_dict(), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -189,7 +198,8 @@ def save_run(run: Run, path: Path, dataset_toml: Path, users: pd.DataFrame, *, o
         run.encoder.save(folder / "encoder.json")
         run.weights.save(folder / "fusion.json")
         run.representation.save(folder / "representation.keras")
-        _lookalike_as_model(run).save(folder / "lookalike.keras")
+        shape = run.state.user_vectors.shape[1], *run.state.centroids.shape[1:]
+        lookalike_as_model(run.lookalike, *shape).save(folder / "lookalike.keras")
         for variant, models in run.models.items():
             for number, model in enumerate(models):
                 model.save(folder / f"{variant}_{number}.keras")
@@ -205,7 +215,7 @@ def save_run(run: Run, path: Path, dataset_toml: Path, users: pd.DataFrame, *, o
             "seedrank": ranking.__version__,
             "info": run.info,
             "scales": dataclasses.asdict(run.scales),
-            "variants": {variant: len(models) for variant, models in run.models.items()},
+            "variants": {v: [found.as_dict() for found in maps] for v, maps in run.calibrations.items()},
         }
         (folder / "run.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -248,9 +258,10 @@ def load_run(path: str | Path) -> Run:
         representation=_load_model(path / "representation.keras"),
         lookalike=layers[0],
         models={
-            variant: [_load_model(path / f"{variant}_{number}.keras") for number in range(count)]
-            for variant, count in content["variants"].items()
+            variant: [_load_model(path / f"{variant}_{number}.keras") for number in range(len(maps))]
+            for variant, maps in content["variants"].items()
         },
+        calibrations={v: [Calibration.from_dict(found) for found in maps] for v, maps in content["variants"].items()},
         scales=Scales(scales["statistics"], tuple(scales["similarity"]), tuple(scales["log_seed_count"])),
         state=load_state(path / "state.npz"),
         weights=FusionWeights.load(path / "fusion.json"),
@@ -267,14 +278,14 @@ def _load_model(path: Path) -> keras.Model:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]} Train again.") from None
 
 
-def _lookalike_as_model(run: Run) -> keras.Model:
-    _, k, h = run.state.centroids.shape
+def lookalike_as_model(lookalike: LookalikeModel, m: int, k: int, h: int) -> keras.Model:
+    """The look-alike layer as a functional model, which is what a .keras file holds best."""
     inputs = {
-        "user": keras.Input((run.state.user_vectors.shape[1],), name="user"),
+        "user": keras.Input((m,), name="user"),
         "centroids": keras.Input((k, h), name="centroids"),
         "centroid_counts": keras.Input((k,), name="centroid_counts"),
     }
-    return keras.Model(inputs, run.lookalike(inputs))
+    return keras.Model(inputs, lookalike(inputs))
 
 
 def save_state(state: State, path: Path) -> None:

@@ -17,12 +17,11 @@ __all__ = ["context_arrays", "score_candidates", "score_rows"]
 
 def context_arrays(run: Run, frame: pd.DataFrame) -> Arrays:
     """The context features of rows, by the run's encoder."""
-    arrays = {}
+    arrays: Arrays = {}
     for feature in run.schema.side("context"):
         if feature.name not in frame:
             raise UserError(f"the context column {feature.name!r} is missing; the run was trained with it.")
-        name = f"context_{feature.name}"
-        arrays[name] = run.encoder.encode(name, feature, frame[feature.name])
+        arrays |= run.encoder.arrays(f"context_{feature.name}", feature, frame[feature.name])
     return arrays
 
 

@@ -121,11 +121,12 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def train_tiny(data: Path, out: Path, **arguments: Any) -> Any:
+    from ranking.esmm_settings import EsmmSettings
     from ranking.fit import fit_run
     from ranking.lookalike_settings import LookalikeSettings
     from ranking.training import Settings
 
-    settings = Settings(LookalikeSettings(representation_epochs=1, epochs=1), epochs=1)
+    settings = Settings(LookalikeSettings(representation_epochs=1, epochs=1), EsmmSettings(epochs=1))
     return fit_run(Dataset(data), out, settings=settings, **arguments)
 
 
@@ -192,7 +193,7 @@ def text(simulated, tmp_path_factory) -> Trained:
     """Text ids; trained from the command line, refitted on train + calibrate + tune."""
     folder = tmp_path_factory.mktemp("text")
     ids = _renamed(simulated, folder / "data", "string", AWKWARD_TEXTS, lambda side, n: f"{side}-{n:04d}")
-    run_command("train", "--data", folder / "data", "--out", folder / "run", "--refit", "--epochs", 1, "--json")
+    run_command("train", "--data", folder / "data", "--out", folder / "run", "--refit", "--esmm", "epochs=1", "--json")
     return Trained(folder / "data", folder / "run", *ids)
 
 
