@@ -182,8 +182,8 @@ def _unpack(path: Path, folder: Path) -> None:
             with tarfile.open(path, "r:*") as archive:
                 for member in archive:
                     target = _target(path, folder, member.name, plain=member.isfile() or member.isdir())
-                    if (source := archive.extractfile(member)) is not None:
-                        _write(source, target)
+                    if (content := archive.extractfile(member)) is not None:
+                        _write(content, target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk is not the archive's fault

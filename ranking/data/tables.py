@@ -148,7 +148,7 @@ class Dataset:
 def write_dataset(
     directory: str | Path,
     toml_text: str,
-    tables: Mapping[str, pd.DataFrame] | Iterable[tuple[str, pd.DataFrame]],
+    tables: Mapping[str, pd.DataFrame] | Iterable[tuple[str, pd.DataFrame | pa.Table]],
     *,
     overwrite: bool = False,
 ) -> Path:
@@ -157,8 +157,8 @@ def write_dataset(
     Args:
         directory: str or Path. The folder to make.
         toml_text: str. The text of its `dataset.toml`; it is parsed first.
-        tables: dict of name -> DataFrame; or an iterable of (name, DataFrame) pairs, a stream: frames of one name are
-            written one after the other. A name may have a folder, as in `truth/impressions`.
+        tables: dict of name -> DataFrame; or an iterable of (name, DataFrame or pyarrow Table) pairs, a stream:
+            those of one name are written one after the other. A name may have a folder, as in `truth/impressions`.
         overwrite: bool. Whether a folder that exists is replaced. Defaults to `False`.
 
     Returns:
@@ -170,11 +170,17 @@ def write_dataset(
         writers: dict[str, pa.parquet.ParquetWriter] = {}
         for name, frame in tables.items() if isinstance(tables, Mapping) else tables:
             schema = writers[name].schema if name in writers else None
-            table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
+            ready = isinstance(frame, pa.Table)
+            table = (
+                pa.Table.from_pandas(frame, schema, preserve_index=False) if isinstance(frame, pd.DataFrame) else frame
+            )
+            table = table.replace_schema_metadata(None)
             if name not in writers:
                 path = temporary / f"{name}.parquet"
                 path.parent.mkdir(exist_ok=True)
-                writers[name] = stack.enter_context(pa.parquet.ParquetWriter(path, table.schema, compression="zstd"))
+                # Without the stored schema a dictionary column comes back as the plain column it stands for.
+                writer = pa.parquet.ParquetWriter(path, table.schema, compression="zstd", store_schema=not ready)
+                writers[name] = stack.enter_context(writer)
             writers[name].write_table(table)
     return Path(directory)
 
