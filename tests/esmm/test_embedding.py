@@ -48,6 +48,48 @@ def test_wide_known_values():
     np.testing.assert_allclose(layer(INPUTS), [[14.5, 135.3], [4.5, 40.7]], rtol=1e-6)
 
 
+WEIGHTED = (FEATURES[1], Feature("read", "multi", vocabulary="item", size=4, weights="read_weight"))
+
+
+@pytest.mark.parametrize("kind", [lambda: SharedEmbedding(WEIGHTED, 2), lambda: WideLinear(WEIGHTED)])
+def test_weights_known_values(kind):
+    inputs = {
+        "item_id": np.array([1, 1, 1], np.int32),
+        "read": np.array([[2, 3, 0], [2, 3, 2], [0, 0, 0]], np.int32),
+        "read_weight": np.array([[1, 3, 9], [0, 0, 0], [1, 1, 1]], np.float32),
+    }
+    layer = kind()
+    layer(inputs)
+    layer.table.assign(np.stack([np.arange(4.0), 10 * np.arange(4.0)], axis=1))
+    # one table for both features: rows 0 to 3 are item. (1 * 2 + 3 * 3) / 4 = 2.75, whatever padding weighs;
+    # weights of 0 only: 0; padding only: 0
+    read = np.array([[2.75, 27.5], [0, 0], [0, 0]])
+    item = np.array([[1.0, 10.0]] * 3)
+    expected = np.concatenate([item, read], axis=1) if isinstance(layer, SharedEmbedding) else item + read
+    np.testing.assert_allclose(layer(inputs), expected, rtol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.floats(1 / 64, 64, width=32))
+def test_equal_weights_are_the_plain_mean(read, weight):
+    plain, weighted = SharedEmbedding(FEATURES[1:3], 2), SharedEmbedding(WEIGHTED, 2)
+    inputs = {"item_id": np.array([2], np.int32), "read": np.array([read], np.int32)}
+    inputs["read_weight"] = np.full((1, len(read)), weight, np.float32)
+    plain(inputs), weighted(inputs)
+    weighted.table.assign(plain.table)
+    np.testing.assert_allclose(weighted(inputs), plain(inputs), rtol=1e-5, atol=1e-7)
+
+
+def test_l2_is_of_the_rows_and_not_of_their_weights():
+    inputs = {name: INPUTS[name] for name in ("item_id", "read")}
+    inputs["read_weight"] = np.full((2, 3), 7, np.float32)
+    plain, weighted = SharedEmbedding(FEATURES[1:3], 2, l2=0.1), SharedEmbedding(WEIGHTED, 2, l2=0.1)
+    plain(inputs, training=True), weighted(inputs, training=True)
+    weighted.table.assign(plain.table)
+    weighted(inputs, training=True)
+    np.testing.assert_allclose(weighted.losses[-1], plain.losses[-1], rtol=1e-6)
+
+
 def test_index_past_its_vocabulary_is_out_of_vocabulary():
     layer = built(SharedEmbedding(FEATURES[:2], 2))
     ids = {"city": np.array([3, -1, 1], np.int32), "item_id": np.array([9, 1, 1], np.int32)}
@@ -100,6 +142,9 @@ def test_multi_ignores_padding_and_order(read, padding):
         (dict(name="a", kind="text"), "kind='text'"),
         (dict(name="a", kind="categorical", size=1), "size=1"),
         (dict(name="a", kind="numeric", vocabulary="v"), "vocabulary='v'"),
+        (dict(name="a", kind="numeric", weights="w"), "weights='w'"),
+        (dict(name="conversion", kind="numeric"), "like a label.*name='conversion'"),
+        (dict(name="a", kind="multi", size=4, weights="value"), "like a label.*weights='value'"),
     ],
 )
 def test_feature_rejects(arguments, message):
@@ -110,6 +155,10 @@ def test_feature_rejects(arguments, message):
 def test_layers_reject():
     with pytest.raises(ValueError, match="distinct names"):
         SharedEmbedding([FEATURES[0], FEATURES[0]])
+    with pytest.raises(ValueError, match="distinct names and weights"):
+        SharedEmbedding([FEATURES[0], Feature("read", "multi", size=4, weights="city")])
+    with pytest.raises(ValueError, match=r"without \['read_weight'\]"):
+        SharedEmbedding(WEIGHTED)(INPUTS)
     with pytest.raises(ValueError, match="one `size`"):
         SharedEmbedding([FEATURES[1], Feature("x", "multi", vocabulary="item", size=5)])
     with pytest.raises(ValueError, match="a categorical or a multi"):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm import LogBinaryCrossentropy, LogitBinaryCrossentropy
+from esmm import LogBinaryCrossentropy, LogitBinaryCrossentropy, funnel_outputs, losses, targets
 from esmm.losses import log1mexp
 
 
@@ -62,6 +62,56 @@ def test_click_loss_is_exact_in_float32(label, jit):
     z = GRID[:, 0].astype(np.float64)
     np.testing.assert_allclose(value, -log_sigmoid64(z if label else -z), rtol=1e-5)
     np.testing.assert_allclose(gradient[:, 0], -1 / (1 + np.exp(z)) if label else 1 / (1 + np.exp(-z)), rtol=1e-5)
+
+
+def funnel_reference(logits, label):
+    """Losses of each example of a funnel in float64, one a step, and the gradient of their sum."""
+    q = 1 / (1 + np.exp(logits))  # 1 - sigmoid
+    log_p = np.cumsum(log_sigmoid64(logits), axis=1)
+    # log(1 - p), from the side that does not cancel
+    rest = np.where(log_p > -math.log(2), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
+    each = -log_p if label else -rest
+    # of step k: d/dz_j = -q_j for j <= k with the label, p_k / (1 - p_k) q_j without
+    slope = -np.ones_like(log_p) if label else np.exp(log_p - rest)
+    return each, np.cumsum(slope[:, ::-1], axis=1)[:, ::-1] * q
+
+
+LOW, HIGH = np.logspace(-12, -0.5, 24), 1 - np.logspace(-7, -0.5, 14)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(
+    "steps, rates",
+    [
+        (("click", "conversion"), np.concatenate([LOW, HIGH])),
+        (("click", "cart", "purchase"), np.concatenate([LOW[LOW > 1e-4], HIGH])),
+    ],
+)
+def test_losses_of_a_funnel_are_exact_in_float32(steps, rates, label):
+    # every combination of conditional probabilities whose product is 1e-12 or more
+    grid = np.stack(np.meshgrid(*[rates] * len(steps)), axis=-1).reshape(-1, len(steps))
+    grid = grid[grid.prod(axis=1) > 1e-12]
+    logits = (np.log(grid) - np.log1p(-grid)).astype(np.float32)
+    labels = targets(*[np.full(len(grid), label)] * len(steps), steps=steps)
+    values, z = {}, tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        outputs = funnel_outputs(*tf.unstack(z, axis=1), steps=steps)
+        for name, loss in losses(steps=steps).items():
+            values[name] = type(loss)(reduction="none")(labels[name], outputs[name])
+        total = tf.add_n(list(values.values()))
+    gradient = tape.gradient(total, z).numpy()
+    expected, slope = funnel_reference(logits.astype(np.float64), label)
+    np.testing.assert_allclose(np.stack(list(values.values()), axis=1), expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+
+
+def test_probabilities_of_the_product_are_exact_too():
+    # the product of 1e-6 and 1e-6 is 1e-12, not 0
+    z = np.float32(math.log(1e-6 / (1 - 1e-6)))
+    outputs = funnel_outputs(tf.constant([z]), tf.constant([z]))
+    np.testing.assert_allclose(outputs["pctcvr"], [1e-12], rtol=1e-5)
+    np.testing.assert_allclose(outputs["log_pctcvr"], [-12 * math.log(10)], rtol=1e-6)
 
 
 def test_known_values():
