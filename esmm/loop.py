@@ -65,13 +65,15 @@ def training_step(
         every = context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
         with tf.GradientTape() as tape:
             found = model(inputs, training=True)
+            # The sums are of one number: Keras leaves a batch that it knows to be empty unreduced.
             means = [
-                count * losses[name](targets[name], found[name], sample_weight=weights.get(name))
+                count * tf.reduce_sum(losses[name](targets[name], found[name], sample_weight=weights.get(name)))
                 for name, count in counts.items()
             ]
             # Keras has divided its means, which are over this part's rows, by the number of replicas.
             part = tf.add_n(means) * context.num_replicas_in_sync
-            part = tf.add_n([part, *model.losses]) * rows / every
+            part = tf.add_n([part, *model.losses])
+            part = tf.math.multiply_no_nan(part, rows / every)  # a penalty's mean over no rows is no number
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(part, [variable.value for variable in variables]), variables)
         return part

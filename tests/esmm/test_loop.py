@@ -65,6 +65,15 @@ def test_only_rows_of_the_batch_move():
     assert moved == looked_up
 
 
+def test_an_empty_part_changes_nothing():
+    model = model_of()
+    step = training_step(model, keras.optimizers.SGD(0.1), losses())
+    before = [weights.copy() for weights in model.get_weights()]
+    assert float(step(*batch_of(0))) == 0
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_dropout_draws_anew_at_each_step():
     model = model_of(dropout=0.5)
     step = training_step(model, keras.optimizers.SGD(0.0), losses())
