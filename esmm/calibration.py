@@ -14,8 +14,8 @@ from esmm.monotone import MonotoneMap, fit_map
 __all__ = ["METHODS", "Calibration", "MonotoneCalibration", "calibrated"]
 
 METHODS = ("auto", "platt", "piecewise")
-FEWEST = 20  # positives (or negatives) below which nothing is fitted
-BENDS_FROM = 500  # positives from which "auto" lets a map bend
+FEWEST = 50  # positives (or negatives) below which nothing is fitted: the error of a fit would be worse
+BENDS_FROM = 200  # positives from which "auto" lets a map bend: what bends cost is then less than what they may gain
 PIECES = 8
 
 
@@ -96,11 +96,11 @@ class Calibration:
             click: array `[n]` of 0 and 1.
             conversion: array `[n]` of 0 and 1; without a click it should be 0.
             final: bool array `[n]`. Whether the conversion label is final.
-            method: str. `"platt"`: a line; `"piecewise"`: 8 pieces; `"auto"`: by the number of positives. Defaults to
+            method: str. `"platt"`: a line; `"piecewise"`: 8 pieces; `"auto"`: pieces from 200 positives on. Defaults to
                 `"auto"`.
 
         Returns:
-            Calibration. With fewer than 20 rows of a class a map is the identity, and `note` says so.
+            Calibration. With fewer than 50 rows of a class a map is the identity, and `note` says so.
 
         Raises:
             ValueError: arrays of several lengths, logits that are not finite, labels that are not 0 or 1, a conversion
@@ -147,11 +147,10 @@ def calibrated(model: keras.Model, calibration: Calibration) -> keras.Model:
     Raises:
         ValueError: the model has no such outputs.
     """
-    outputs = model.output if isinstance(model.output, dict) else {}
-    if not {"click_logit", "conversion_logit"} <= set(outputs):
-        raise ValueError(
-            f"`model` should have the outputs 'click_logit' and 'conversion_logit'. Received: {sorted(outputs)}."
-        )
+    outputs = getattr(model, "output", None)  # a model that was never called has none
+    if not isinstance(outputs, dict) or not {"click_logit", "conversion_logit"} <= set(outputs):
+        names = sorted(outputs) if isinstance(outputs, dict) else outputs
+        raise ValueError(f"`model` should have the outputs 'click_logit' and 'conversion_logit'. Received: {names}.")
     maps = {"click": calibration.click, "conversion": calibration.conversion}
     logits = (
         MonotoneCalibration(map_.knots, map_.values, name=f"{name}_calibration")(outputs[f"{name}_logit"])
@@ -186,9 +185,6 @@ def _fitted(name: str, logit: np.ndarray, label: np.ndarray, given: np.ndarray, 
     positives = int(label.sum())
     scarce = min(positives, len(label) - positives)
     if scarce < FEWEST:
-        return (
-            IDENTITY,
-            f"{name} not calibrated: {positives} of {len(label)} rows, at least {FEWEST} of each are needed",
-        )
+        return IDENTITY, f"{name} not calibrated: {positives} in {len(label)} rows, {FEWEST} of either label are needed"
     bends = method == "piecewise" or (method == "auto" and scarce >= BENDS_FROM)
     return fit_map(logit, label, given, pieces=PIECES if bends else 1), ""
