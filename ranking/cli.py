@@ -79,13 +79,20 @@ def train(
     ] = "",
     from_: Annotated[
         Path | None,
-        typer.Option(
-            "--from", help="A run to go on from: ESMM learns from the days since; user space and switches stay."
-        ),
+        typer.Option("--from", help="A run to go on from: ESMM learns the days since; user space and switches stay."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a training that was stopped (OUT.checkpoint), if there is one.")
     ] = False,
+    on_disk: Annotated[
+        bool, typer.Option("--on-disk", help="Keep ESMM's rows on disk; else only those over 4 GiB are.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes that train ESMM; with TF_CONFIG set, this one is one of its cluster.", min=1)
+    ] = 1,
+    parameter_servers: Annotated[
+        int, typer.Option(help="Processes that hold the weights; 0: every worker does, and they step together.", min=0)
+    ] = 0,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's curves and histograms.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -104,6 +111,7 @@ def train(
         from ranking.report.tables import training_table
         from ranking.run import load_run
         from ranking.training import Settings
+        from ranking.workers import Workers
 
         bars("loading TensorFlow", 1, 1)
         previous = load_run(from_) if from_ else None
@@ -123,6 +131,8 @@ def train(
             refit=refit,
             previous=previous,
             resume=resume,
+            on_disk=on_disk,
+            workers=Workers(workers, parameter_servers) if workers > 1 or parameter_servers else None,
             overwrite=overwrite,
             tensorboard=tensorboard,
             progress=bars,

@@ -24,6 +24,7 @@ from ranking.lookalike_settings import LookalikeSettings
 from ranking.run import Run, parameters_hash, save_run
 from ranking.timeline import Timeline
 from ranking.training import Settings
+from ranking.workers import Workers
 
 __all__ = ["fit_run", "settings_of"]
 
@@ -38,6 +39,8 @@ def fit_run(
     refit: bool = False,
     previous: Run | None = None,
     resume: bool = False,
+    on_disk: bool = False,
+    workers: Workers | None = None,
     overwrite: bool = False,
     tensorboard: Path | None = None,
     progress: Progress = silent,
@@ -60,6 +63,8 @@ def fit_run(
             calibration is that of the model before, which had not seen the calibrate window.
         previous: Run or `None`. A run to go on from: its user space stays, its ESMM learns from the rows since.
         resume: bool. Whether a stopped training of the same settings is gone on with.
+        on_disk: bool. Whether ESMM's rows are kept on disk, though they would fit in memory (4 GiB).
+        workers: Workers or `None`. Several processes that train ESMM, on rows on disk.
         overwrite: bool. Whether an existing `out` is replaced, and a stopped training thrown away.
         tensorboard: Path or `None`. A folder for the curves of losses and AUC, and the field attention.
         progress: Progress.
@@ -75,6 +80,8 @@ def fit_run(
         if baselines:
             raise UserError("`--with-baselines` should not be given with `--from`: a baseline learns from all rows.")
         refuse_other_schema(previous.schema, dataset.schema, previous.path)
+    if baselines and (on_disk or workers is not None):
+        raise UserError("`--with-baselines` should not be given with `--on-disk` or `--workers`: they need memory.")
     fitting = Fitting(
         timeline=timeline,
         settings=settings,
@@ -87,6 +94,8 @@ def fit_run(
         ),
         board=Board(tensorboard) if tensorboard else None,
         progress=progress,
+        on_disk=on_disk or workers is not None,
+        workers=workers,
     )
     stages = fitting.first_stages()
     fitting.prepare("train")
@@ -122,12 +131,7 @@ def fit_run(
             "refit": refit,
             "settings": dataclasses.asdict(settings),
             "stages": stages,
-            "rows": {
-                "trained": len(rows.row),
-                "repeats_dropped": int(rows.repeat.sum()),
-                "immature": int((~rows.mature).sum()),
-                "with_similarity": float(rows.features["has_similarity"].mean()),
-            },
+            "rows": {**fitting.counts, "with_similarity": float(rows.features["has_similarity"].mean())},
             "versions": {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()},
         },
         lookalike_encoder=fitting.lookalike_encoder,

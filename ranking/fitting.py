@@ -1,6 +1,7 @@
 """The stages of one training, and what they hand on to each other."""
 
 import dataclasses
+import shutil
 from typing import Any
 
 import keras
@@ -14,23 +15,28 @@ from lookalike.similarity import LookalikeModel
 from ranking.batches import Progress, tf_function
 from ranking.board import Board
 from ranking.checkpoints import Checkpoint
+from ranking.errors import UserError
 from ranking.esmm_settings import EsmmSettings
 from ranking.features import Encoder
 from ranking.fusion import FusionWeights
 from ranking.growth import grown, transplant
 from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 from ranking.model import esmm_features
-from ranking.rows import Rows, training_rows
+from ranking.rows import Rows, chosen_rows, rows_by_tick, training_rows
 from ranking.run import Run, Scales, lookalike_as_model, parameters_hash
+from ranking.sources import SpooledRows, spool_rows
 from ranking.state import StateBuilder
 from ranking.timeline import Timeline
 from ranking.training import Settings, train_esmm
+from ranking.workers import Workers
 
 __all__ = ["DEFAULT_EXPONENTS", "Fitting", "calibration_on"]
 
 # Where a search starts, and what is served until a replay has said better: eCPM's form without the price, and a
 # little of the similarity.
 DEFAULT_EXPONENTS = {"similarity": 0.5, "pctr": 1.0, "pcvr": 1.0}
+SAMPLE = 200_000  # rows that scales and fusion constants are fitted on where not all fit in memory
+IN_MEMORY = 4 << 30  # bytes of training rows; more are kept on disk
 ID_MIN_COUNT = 3  # ids seen less often share the out-of-vocabulary row
 
 
@@ -54,12 +60,16 @@ class Fitting:
     checkpoint: Checkpoint
     board: Board | None
     progress: Progress
+    on_disk: bool = False
+    workers: Workers | None = None
     lookalike_encoder: Encoder = dataclasses.field(init=False)
     representation: keras.Model = dataclasses.field(init=False)
     lookalike: LookalikeModel = dataclasses.field(init=False)
     builder: StateBuilder = dataclasses.field(init=False)
     scales: Scales = dataclasses.field(init=False)
     rows: Rows = dataclasses.field(init=False)
+    source: Rows | SpooledRows = dataclasses.field(init=False)
+    counts: dict[str, int] = dataclasses.field(init=False)
     esmm_info: dict[str, Any] = dataclasses.field(init=False)
     calibrate: Rows | None = None
     models: dict[str, list[keras.Model]] = dataclasses.field(default_factory=dict)
@@ -108,11 +118,38 @@ class Fitting:
             representation=tf_function(self.representation),
             lookalike=self.lookalike,
         )
-        rows = training_rows(self.builder, *windows, since=since, progress=self.progress)
-        self.scales = Scales.fit(rows.features) if self.previous is None else self.previous.scales
-        self.rows = _scaled(rows, self.scales)
+        chosen = chosen_rows(self.timeline, *windows, since=since)
+        if self.on_disk or self._too_many(chosen):
+            self._spool(chosen, "+".join(windows))
+        else:
+            rows = training_rows(self.builder, *windows, since=since, progress=self.progress)
+            self.scales = Scales.fit(rows.features) if self.previous is None else self.previous.scales
+            self.rows = self.source = _scaled(rows, self.scales)
+            self.counts = {"repeats_dropped": int(rows.repeat.sum()), "immature": int((~rows.mature).sum())}
+        self.counts["trained"] = len(chosen)
         if self.calibrate is None:
             self.calibrate = _scaled(training_rows(self.builder, "calibrate", progress=self.progress), self.scales)
+
+    def _too_many(self, chosen: np.ndarray) -> bool:
+        if len(chosen) < SAMPLE:
+            return False
+        row = next(rows_by_tick(self.builder, chosen[:1]))
+        return len(chosen) * sum(values.nbytes for values in row.features.values()) > IN_MEMORY
+
+    def _spool(self, chosen: np.ndarray, name: str) -> None:
+        """Rows on disk; in memory a sample of them, which the scales and the fusion constants are fitted on."""
+        sample = chosen
+        if len(chosen) > SAMPLE:
+            sample = np.sort(np.random.default_rng(0).choice(chosen, SAMPLE, replace=False))
+        parts = list(rows_by_tick(self.builder, sample))
+        rows = Rows.join(parts)
+        self.scales = Scales.fit(rows.features) if self.previous is None else self.previous.scales
+        self.rows = _scaled(rows, self.scales)
+        folder = self.checkpoint.folder / f"rows {name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.source, self.counts = spool_rows(
+            self.builder, chosen, self.scales, self.settings.esmm, folder, progress=self.progress
+        )
 
     def features(self, *, similarity: bool = True) -> tuple[Feature, ...]:
         """The inputs of ESMM."""
@@ -124,7 +161,7 @@ class Fitting:
         if self.previous is not None:
             start = _rebuilt(self.previous.models["seedrank"][0], self.features(), self.settings.esmm)
         model, self.esmm_info = train_esmm(
-            self.rows,
+            self.source,
             self.features(),
             self.settings.esmm,
             validation=self.calibrate,
@@ -132,6 +169,7 @@ class Fitting:
             progress=self.progress,
             board=self.board,
             checkpoint=self.checkpoint,
+            workers=self.workers,
         )
         self.models["seedrank"] = [model]
         self.calibrations["seedrank"] = [self._calibration(model)]
@@ -155,18 +193,21 @@ class Fitting:
         self, stage: str, inputs: tuple[Feature, ...], settings: EsmmSettings, **arguments: Any
     ) -> tuple[keras.Model, dict[str, Any]]:
         return train_esmm(
-            self.rows,
+            self.source,
             inputs,
             settings,
             schedule=self.esmm_info["epochs"],
             progress=self.progress,
             stage=stage,
             checkpoint=self.checkpoint,
+            workers=self.workers,
             **arguments,
         )
 
     def baselines(self, seeds: int) -> None:
         """More random seeds of ESMM, and of what it is compared with; calibrated where the window is unseen."""
+        if not isinstance(self.source, Rows):
+            raise UserError("`--with-baselines` needs its rows in memory, and they are over 4 GiB.")
         plain, esmm = self.features(similarity=False), self.settings.esmm
         variants = {
             "seedrank": (self.features(), esmm, range(1, seeds)),

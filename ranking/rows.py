@@ -1,6 +1,7 @@
 """Rows for ESMM: impressions with their features as of their own tick, and their labels."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from ranking.features import Arrays, gather
 from ranking.state import StateBuilder, similarity_of
 from ranking.timeline import Timeline
 
-__all__ = ["Rows", "labelled", "training_rows"]
+__all__ = ["Rows", "chosen_rows", "labelled", "rows_by_tick", "training_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +48,25 @@ class Rows:
             None if self.value is None else self.value[chosen],
         )
 
+    @classmethod
+    def join(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of several parts, in the log's order."""
+        place = np.argsort(np.concatenate([part.row for part in parts]), kind="stable")
 
-def training_rows(
-    builder: StateBuilder,
-    *windows: str,
-    user_statistics_at: int | None = None,
-    since: int | None = None,
-    progress: Progress = silent,
-) -> Rows:
-    """Features and labels of the impressions in some windows, each row as of its own tick.
+        def whole(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])[place]
 
-    Args:
-        builder: StateBuilder. Gives the state of a tick.
-        *windows: names of windows.
-        user_statistics_at: int or `None`, ms. See `StateBuilder.at`; evaluation needs it.
-        since: int or `None`, ms. Rows before it are left out.
-        progress: Progress.
+        features = {name: np.concatenate([part.features[name] for part in parts])[place] for name in parts[0].features}
+        value = None if parts[0].value is None else whole("value")
+        return cls(whole("row"), features, whole("click"), whole("conversion"), whole("mature"), whole("repeat"), value)
+
+
+def chosen_rows(timeline: Timeline, *windows: str, since: int | None = None) -> np.ndarray:
+    """Rows of the impressions in some windows, in the log's order: those at or after `since` (ms), if it is given.
 
     Raises:
-        UserError: there is no row.
+        UserError: there is none.
     """
-    timeline = builder.timeline
     rows = timeline.some_rows_in(*windows)
     if since is not None:
         rows = rows[timeline.time[rows] >= since]
@@ -76,22 +75,52 @@ def training_rows(
                 f"{timeline.dataset.path}: no impression of the window {' + '.join(windows)} is newer than what the "
                 f"run has learned from, which ends at {since} ms; add newer days, and move [windows]."
             )
-    parts: list[Arrays] = []
-    places, repeat = [], np.zeros(len(rows), bool)
-    for tick, place in timeline.by_tick(rows):
+    return rows
+
+
+def rows_by_tick(
+    builder: StateBuilder,
+    rows: np.ndarray,
+    *,
+    user_statistics_at: int | None = None,
+    size: int = 262_144,
+    progress: Progress = silent,
+) -> Iterator[Rows]:
+    """Features and labels of impressions, each as of its own tick: tick by tick, at most `size` rows at once.
+
+    Args:
+        builder: StateBuilder. Gives the state of a tick.
+        rows: int64 `[n]`. Rows of the timeline's impressions.
+        user_statistics_at: int or `None`, ms. See `StateBuilder.at`; evaluation needs it.
+        size: int.
+        progress: Progress.
+    """
+    timeline, done = builder.timeline, 0
+    for tick, places in timeline.by_tick(rows):
         state = builder.at(tick, user_statistics_at=user_statistics_at)
-        user, item = timeline.user[rows[place]], timeline.item[rows[place]]
-        found = state.features(user, item, gather(builder.context, rows[place]))
-        parts.append(found | similarity_of(builder.lookalike, state, user, item))
         offsets, users, _ = builder.seeds(state.tick)
         base = len(timeline.user_ids)
         pair = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * base + users
-        repeat[place] = np.isin(item * base + user, pair)
-        places.append(place)
-        progress("features by tick", sum(map(len, places)), len(rows))
-    back = np.argsort(np.concatenate(places), kind="stable")
-    features = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
-    return labelled(timeline, rows, features, repeat)
+        for start in range(0, len(places), size):
+            row = rows[places[start : start + size]]
+            user, item = timeline.user[row], timeline.item[row]
+            found = state.features(user, item, gather(builder.context, row))
+            found |= similarity_of(builder.lookalike, state, user, item)
+            yield labelled(timeline, row, found, np.isin(item * base + user, pair))
+            done += len(row)
+            progress("features by tick", done, len(rows))
+
+
+def training_rows(
+    builder: StateBuilder,
+    *windows: str,
+    user_statistics_at: int | None = None,
+    since: int | None = None,
+    progress: Progress = silent,
+) -> Rows:
+    """Features and labels of the impressions in some windows, in the log's order; see `rows_by_tick`."""
+    rows = chosen_rows(builder.timeline, *windows, since=since)
+    return Rows.join(list(rows_by_tick(builder, rows, user_statistics_at=user_statistics_at, progress=progress)))
 
 
 def labelled(timeline: Timeline, rows: np.ndarray, features: Arrays, repeat: np.ndarray) -> Rows:

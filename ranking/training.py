@@ -1,19 +1,18 @@
 """The last stage: ESMM on the impressions, with what the look-alike stages say of them."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from esmm.embedding import Feature
 from esmm.model import PositionBias, SharedTowers
 from esmm.optimizers import RowAdam
-from esmm.strategies import value_weights
-from ranking.batches import Progress, Steps, batches, silent
+from ranking.batches import Progress, Steps, silent
 from ranking.board import Board
 from ranking.checkpoints import Checkpoint
 from ranking.errors import UserError
@@ -21,6 +20,8 @@ from ranking.esmm_settings import EsmmSettings
 from ranking.lookalike_settings import LookalikeSettings
 from ranking.metrics import auc, logloss
 from ranking.rows import Rows
+from ranking.sources import MemoryRows, Source, SpooledRows
+from ranking.workers import Workers, train_on_workers
 
 __all__ = ["TASKS", "Settings", "train_esmm"]
 
@@ -43,7 +44,7 @@ class Settings:
 
 
 def train_esmm(
-    rows: Rows,
+    rows: Rows | SpooledRows,
     features: Sequence[Feature],
     settings: EsmmSettings,
     *,
@@ -55,6 +56,7 @@ def train_esmm(
     stage: str = "ESMM",
     board: Board | None = None,
     checkpoint: Checkpoint | None = None,
+    workers: Workers | None = None,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Stage 3: click and conversion over all impressions, with the similarity among the inputs.
 
@@ -63,7 +65,7 @@ def train_esmm(
     goes on in its own tower.
 
     Args:
-        rows: Rows. Scaled features; repeats are dropped, immature conversions weigh nothing.
+        rows: Rows or SpooledRows. Scaled features; repeats are dropped, immature conversions weigh nothing.
         features: sequence of Feature. The inputs to use.
         settings: EsmmSettings.
         validation: Rows or `None`. What decides how many passes, at most `settings.epochs`.
@@ -75,6 +77,8 @@ def train_esmm(
         board: Board or `None`. Takes the curves.
         checkpoint: Checkpoint or `None`. Takes the state as training goes, and gives it back after a kill: the curve
             is then the same as without.
+        workers: Workers or `None`. Several processes in place of this one; needs `SpooledRows` and a checkpoint. The
+            moments of the optimizer start anew in each pass, and the tasks stop together, at the first that is worse.
 
     Returns:
         The model, and what happened: examples, passes of each task, losses, examples a second.
@@ -86,9 +90,11 @@ def train_esmm(
     if done is not None:
         progress(stage, 1, 1)
         return done
-    training = _Training(rows.take(~rows.repeat), features, settings, stage, seed=seed, start=start)
-    training.steps = Steps(progress, stage, settings.batch_size, len(training.rows.row), settings.epochs)
-    training.board, training.checkpoint = board, checkpoint
+    source = MemoryRows(rows, stage) if isinstance(rows, Rows) else rows
+    training = _Training(source, features, settings, stage, seed=seed, start=start)
+    training.steps = Steps(progress, stage, settings.batch_size, source.examples, settings.epochs)
+    training.board, training.checkpoint, training.workers = board, checkpoint, workers
+    training.progress = progress
     training.resume()
     if validation is not None:
         training.until_best(validation)
@@ -106,7 +112,7 @@ class _Training:
 
     def __init__(
         self,
-        rows: Rows,
+        source: Source,
         features: Sequence[Feature],
         settings: EsmmSettings,
         stage: str,
@@ -114,20 +120,18 @@ class _Training:
         seed: int,
         start: keras.Model | None,
     ) -> None:
-        _refuse_one_class(rows, stage)
-        self.rows, self.settings, self.stage, self.seed = rows, settings, stage, seed
+        self.source, self.settings, self.stage, self.seed = source, settings, stage, seed
         self.strategy = settings.training_strategy()
-        positions = int(rows.features["position"].max()) if "position" in rows.features else 0
-        self.inputs = _inputs(features) + (["position"] if positions > 1 else [])  # one position explains nothing
-        _refuse_infinite(rows, self.inputs)
+        positions = source.positions if source.positions > 1 else 0  # one position explains nothing
+        self.inputs = _inputs(features) + (["position"] if positions else [])
         keras.utils.set_random_seed(seed)
-        clicked = rows.mature & (rows.click > 0)
-        rates = (_inside(rows.click), _inside(rows.conversion[clicked]))
         self.model = start or self.strategy.build(
-            features, settings.architecture(), base_rates=rates, positions=positions if positions > 1 else 0
+            features, settings.architecture(), base_rates=source.base_rates, positions=positions
         )
         self.board: Board | None = None
         self.checkpoint: Checkpoint | None = None
+        self.workers: Workers | None = None
+        self.progress: Progress = silent
         self.steps: Steps
         self.passes = 0  # made or under way, those that were taken back included
         self.step = 0  # of the pass under way
@@ -141,14 +145,15 @@ class _Training:
         self._compile()
 
     def _compile(self) -> None:
-        weights = self.strategy.loss_weights()
-        weights = {name: weights.get(name, 1.0) * self._weight(name) for name in self.strategy.losses()}
         optimizer = RowAdam(self.settings.learning_rate, epsilon=EPSILON)
-        self.model.compile(optimizer, self.strategy.losses(), loss_weights=weights)
+        self.model.compile(optimizer, self.strategy.losses(), loss_weights=self._loss_weights())
         optimizer.build(self.model.trainable_variables)
 
-    def _weight(self, output: str) -> float:
-        return 1.0 if output == "click_logit" else self.settings.conversion_weight
+    def _loss_weights(self) -> dict[str, float]:
+        own, weights = self.settings.conversion_weight, self.strategy.loss_weights()
+        return {
+            name: weights.get(name, 1.0) * (1.0 if name == "click_logit" else own) for name in self.strategy.losses()
+        }
 
     def _variables(self) -> list[Any]:
         """All that a step changes: weights, moments, the states of the random number generators."""
@@ -201,6 +206,8 @@ class _Training:
                 self.board.scalars("ESMM", self.passes - 1, {"loss": self.losses[-1], **found})
             active = [task for task in TASKS if task not in self.epochs]
             worse = [t for t in active if self.best_losses and found[f"{t}_loss"] > self.best_losses[t]]
+            if worse and self.workers is not None:
+                worse = active
             if worse:
                 self.model.set_weights(self.best)
                 self._stop(worse, len(self.validated))
@@ -219,11 +226,13 @@ class _Training:
 
     def _one_pass(self) -> None:
         """One pass over the rows, or what is left of it."""
-        generator = np.random.default_rng([self.seed, self.passes])
-        order = generator.permutation(len(self.rows.row))[self.step * self.settings.batch_size :]
+        if self.workers is not None:
+            self._one_pass_of_workers(self.workers)
+            return
         watch = _Watch(self)
-        if len(order):
-            self.model.fit(self._data(order, generator), shuffle=False, verbose=0, callbacks=[self.steps, watch])
+        if self.step * self.settings.batch_size < self.source.examples:
+            data = self.source.batches(self.inputs, self.settings, seed=self.seed, number=self.passes, step=self.step)
+            self.model.fit(data, shuffle=False, verbose=0, callbacks=[self.steps, watch])
         if not np.isfinite(watch.loss):
             raise UserError(
                 f"{self.stage}: the loss is {watch.loss} after step {watch.step} of pass {self.passes + 1}; lower the "
@@ -232,23 +241,32 @@ class _Training:
         self.losses.append(watch.loss)
         self.passes, self.step, self.loss = self.passes + 1, 0, 0.0
 
-    def _data(self, order: np.ndarray, generator: np.random.Generator) -> tf.data.Dataset:
-        rows = self.rows
-        arrays = {name: rows.features[name] for name in self.inputs}
-        conversion_weight = None
-        if self.settings.value_power:
-            if rows.value is None:
-                raise UserError("`value_power` needs the impressions' column `value`: what a conversion was worth.")
-            conversion_weight = value_weights(rows.value, rows.conversion, power=self.settings.value_power)
-        labels, weights = self.strategy.supervise(
-            rows.click, rows.conversion, final=rows.mature, conversion_weight=conversion_weight, generator=generator
+    def _one_pass_of_workers(self, workers: Workers) -> None:
+        if self.checkpoint is None or not isinstance(self.source, SpooledRows):
+            raise UserError("`workers` need rows on disk and a checkpoint.")
+        folder = self.checkpoint.folder / f"{self.stage}, pass {self.passes + 1}"
+        self.model, found = train_on_workers(
+            self.model,
+            self.source.spool,
+            self.strategy.losses(),
+            optimizer=RowAdam(self.settings.learning_rate, epsilon=EPSILON),
+            folder=folder,
+            how=workers,
+            loss_weights=self._loss_weights(),
+            batch_size=self.settings.batch_size,
+            seed=self.seed + self.passes,
+            progress=self.progress,
+            stage=f"{self.stage}, pass {self.passes + 1}",
         )
-        return batches(arrays, labels, weights, order=order, batch_size=self.settings.batch_size)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.losses += found["loss"]
+        self.steps.done += self.source.examples
+        self.passes += 1
 
     def info(self) -> dict[str, Any]:
         """What happened."""
         return {
-            "examples": len(self.rows.row),
+            "examples": self.source.examples,
             "epochs": self.epochs,
             "loss": self.losses,
             "validation": self.validated,
@@ -277,33 +295,9 @@ class _Watch(keras.callbacks.Callback):
             self.saved = time.monotonic()
 
 
-def _inside(label: np.ndarray) -> float:
-    """The rate of a label, kept inside (0, 1)."""
-    return float((label.sum() + 0.5) / (len(label) + 1))
-
-
 def _inputs(features: Sequence[Feature]) -> list[str]:
     """The arrays that features read: their own, and the weights of weighted ones."""
     return [name for feature in features for name in (feature.name, feature.weights) if name]
-
-
-def _refuse_one_class(rows: Rows, stage: str) -> None:
-    final = rows.conversion[rows.mature & (rows.click > 0)]
-    for task, label, of in (("click", rows.click, "impressions"), ("conversion", final, "clicks with a final label")):
-        if not 0 < label.sum() < len(label):
-            raise UserError(
-                f"{stage}: the {task} task should have both classes to learn from. Received: "
-                f"{int(label.sum())} of {len(label)} {of} with a {task}."
-            )
-
-
-def _refuse_infinite(rows: Rows, inputs: Sequence[str]) -> None:
-    for name in inputs:
-        values = rows.features[name]
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise UserError(
-                f"input `{name}` should be finite numbers. Received: {int((~np.isfinite(values)).sum())} that are not."
-            )
 
 
 def _without_metrics(model: keras.Model) -> list[Any]:

@@ -1,0 +1,82 @@
+"""A training goes on: after a kill from its checkpoint, and on later days from a run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ranking.run import load_run
+
+pytestmark = pytest.mark.slow
+
+COMMAND = ["-c", "from ranking.cli import main; main()"]
+# One day more to learn from; the days that judge move on.
+LATER = {
+    "2025-03-05": "2025-03-05",
+    'train = ["2025-03-05", "2025-03-07"]': 'train = ["2025-03-05", "2025-03-08"]',
+    'calibrate = ["2025-03-07", "2025-03-08"]': 'calibrate = ["2025-03-08", "2025-03-09"]',
+    'tune = ["2025-03-08", "2025-03-09"]': 'tune = ["2025-03-09", "2025-03-10"]',
+    'test = ["2025-03-09", "2025-03-11"]': 'test = ["2025-03-10", "2025-03-11"]',
+}
+
+
+def arrays(path) -> list[np.ndarray]:
+    run = load_run(path)
+    return [*run.representation.get_weights(), *run.lookalike.get_weights(), *run.models["seedrank"][0].get_weights()]
+
+
+def test_a_killed_training_ends_as_if_nothing_had_happened(simulated, tmp_path, kill_when, cli):
+    line = ["train", "--data", str(simulated), "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "work" / "run"
+    assert cli(*line, whole).code == 0
+    checkpoint = tmp_path / "work" / "run.checkpoint"
+    for moment in ("representation.json", "ESMM.npz"):  # the first stage is done; a pass of the last one is
+        kill_when([*COMMAND, *line, str(out), "--resume"], checkpoint, moment)
+        assert not out.exists()
+    cli(*line, out).mistake("run.checkpoint", "pass --resume to go on")
+    cli(*line, out, "--resume", "--esmm", "wide=false").mistake("of another training, with other settings")
+    assert cli(*line, out, "--resume").code == 0
+    assert not checkpoint.exists()
+    for one, other in zip(arrays(whole), arrays(out), strict=True):
+        np.testing.assert_array_equal(one, other)
+    told = [load_run(path).info["stages"]["esmm"] for path in (whole, out)]
+    assert told[0]["loss"] == pytest.approx(told[1]["loss"], rel=1e-6) and told[0]["epochs"] == told[1]["epochs"]
+
+
+def test_a_run_goes_on_with_later_days(tiny, rewritten, tmp_path, cli):
+    later = rewritten(tiny.data, toml=LATER)
+    out = tmp_path / "later"
+    answer = cli("train", "--data", later, "--out", out, "--from", tiny.path, "--json")
+    assert answer.code == 0, answer.err
+    before, after = tiny.run, load_run(out)
+    told = json.loads(answer.out)
+    assert told["from"] == str(tiny.path)
+    day = tiny.timeline
+    new = (day.time >= before.info["trained_until"]) & (day.time < after.info["trained_until"])
+    assert 0 < told["rows"]["trained"] == new.sum()  # the days since, and they alone
+    # The user space stays, vocabularies grow at their end, and the model has learned.
+    assert after.info["embedding_space"] == before.info["embedding_space"]
+    grew = 0
+    for name, vocabulary in before.encoder.vocabularies.items():
+        values = after.encoder.vocabularies[name].values
+        assert values[: len(vocabulary.values)].equals(vocabulary.values)
+        grew += len(values) - len(vocabulary.values)
+    assert grew > 0
+    assert after.info["parameters_hash"] != before.info["parameters_hash"]
+    assert after.state.tick > before.state.tick
+    answer = cli("evaluate", "--run", out, "--data", later, "--replicates", 20, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["models"]["seedrank"]["click"]["auc"] > 0.5
+
+
+def test_going_on_is_refused_where_it_would_be_another_model(tiny, rewritten, tmp_path, cli):
+    out = tmp_path / "run"
+    again = ("train", "--data", tiny.data, "--out", out, "--from", tiny.path)
+    cli(*again).mistake("newer than what the run has learned from")
+    cli(*again, "--lookalike", "k=3").mistake("`--lookalike` should not be given with `--from`")
+    cli(*again, "--with-baselines").mistake("`--with-baselines` should not be given with `--from`")
+    later = rewritten(tiny.data, toml=LATER)
+    cli(*again[:2], later, *again[3:], "--esmm", "sharing=mmoe").mistake("should have the architecture of the run")
+    other = rewritten(tiny.data, toml={**LATER, "\ntab = ": "\ntabs = "}, name="other")
+    cli(*again[:2], other, *again[3:]).mistake("should declare what", "differs in features", "tab")
+    assert not out.exists()
