@@ -2,22 +2,50 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ranking.metrics import group_auc, label_rows, log_losses, prepare_auc
+from ranking.metrics import group_auc, group_ndcg, label_rows, log_losses, prepare_auc, prepare_ece
 
-__all__ = ["AUC", "GAUC", "PCOC", "Bootstrap", "LogLoss", "user_bootstrap"]
+__all__ = ["AUC", "ECE", "GAUC", "NDCG", "PCOC", "Bootstrap", "LogLoss", "Mean", "Statistic", "user_bootstrap"]
 
 Columns = Mapping[str, np.ndarray]
 Prepared = Callable[[np.ndarray], float]  # weight of each row -> value
 
 
+class Statistic(abc.ABC):
+    """A number made of named columns, prepared once and then evaluated for many weightings of the rows."""
+
+    @abc.abstractmethod
+    def prepare(self, columns: Columns) -> Prepared:
+        """A function of the weight of each row, `[n]` -> value."""
+
+    def __call__(self, columns: Columns, weight: np.ndarray) -> float:
+        """The value with `weight[i]` copies of row i."""
+        return self.prepare(columns)(weight)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Statistic(abc.ABC):
-    """A metric of named columns, prepared once and then evaluated for many weightings of the rows.
+class Mean(Statistic):
+    """The mean of some statistics, such as those of the random seeds of a model.
+
+    Args:
+        parts: sequence of Statistic.
+    """
+
+    parts: Sequence[Statistic]
+
+    def prepare(self, columns: Columns) -> Prepared:
+        """Prepares every part."""
+        ready = [part.prepare(columns) for part in self.parts]
+        return lambda weight: float(np.mean([value(weight) for value in ready]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Metric(Statistic):
+    """A metric of a label and a score.
 
     Args:
         label: str. Column of 0 and 1.
@@ -34,16 +62,8 @@ class _Statistic(abc.ABC):
         wanted = dict(zip(("label", "score", "group"), (self.label, self.score, *names), strict=False))
         return kept, label_rows(**{name: np.asarray(columns[column])[kept] for name, column in wanted.items()})
 
-    @abc.abstractmethod
-    def prepare(self, columns: Columns) -> Prepared:
-        """A function of the weight of each row, `[n]` -> value."""
 
-    def __call__(self, columns: Columns, weight: np.ndarray) -> float:
-        """The value with `weight[i]` copies of row i."""
-        return self.prepare(columns)(weight)
-
-
-class AUC(_Statistic):
+class AUC(_Metric):
     """`auc` of two columns."""
 
     def prepare(self, columns: Columns) -> Prepared:
@@ -53,7 +73,7 @@ class AUC(_Statistic):
         return lambda weight: value(weight[kept])
 
 
-class LogLoss(_Statistic):
+class LogLoss(_Metric):
     """`logloss` of two columns."""
 
     def prepare(self, columns: Columns) -> Prepared:
@@ -63,7 +83,7 @@ class LogLoss(_Statistic):
         return lambda weight: _ratio(np.sum(weight[kept] * each), np.sum(weight[kept]))
 
 
-class PCOC(_Statistic):
+class PCOC(_Metric):
     """`pcoc` of two columns."""
 
     def prepare(self, columns: Columns) -> Prepared:
@@ -73,9 +93,19 @@ class PCOC(_Statistic):
         return lambda weight: _ratio(np.sum(weight[kept] * probability), np.sum(weight[kept] * label))
 
 
+class ECE(_Metric):
+    """`ece` of two columns; the bins of a replicate hold equal mass of its own rows."""
+
+    def prepare(self, columns: Columns) -> Prepared:
+        """Sorts the probabilities."""
+        kept, (label, probability) = self._masked(columns)
+        value = prepare_ece(label, probability)
+        return lambda weight: value(weight[kept])
+
+
 @dataclasses.dataclass(frozen=True)
-class GAUC(_Statistic):
-    """`gauc` of three columns; a group lies within one user, so that its rows have one weight.
+class _Grouped(_Metric):
+    """A mean over groups; a group lies within one user, so that its rows have one weight.
 
     Args:
         label: str. Column of 0 and 1.
@@ -86,18 +116,40 @@ class GAUC(_Statistic):
 
     group: str = "user_id"
 
+    @abc.abstractmethod
+    def groups(self, label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Value (NaN where there is none), weight and one row of every group."""
+
     def prepare(self, columns: Columns) -> Prepared:
-        """The AUC of every group."""
+        """The value of every group."""
         kept, (label, score, group) = self._masked(columns, self.group)
-        values, sizes, first = group_auc(label, score, group)
+        values, sizes, first = self.groups(label, score, group)
         informative = ~np.isnan(values)
-        values, sizes, first = values[informative], sizes[informative], first[informative]
+        values, sizes = values[informative], sizes[informative]
+        rows = np.arange(len(columns[self.label]))[kept][first[informative]]
 
         def value(weight: np.ndarray) -> float:
-            weight = weight[kept][first] * sizes
+            weight = weight[rows] * sizes
             return _ratio(np.sum(weight * values), np.sum(weight))
 
         return value
+
+
+class GAUC(_Grouped):
+    """`gauc` of three columns."""
+
+    def groups(self, label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
+        """AUC, size and one row of every group."""
+        return group_auc(label, score, group)
+
+
+class NDCG(_Grouped):
+    """`ndcg` of three columns."""
+
+    def groups(self, label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
+        """NDCG, 1 and one row of every group."""
+        values, first = group_ndcg(label, score, group)
+        return values, np.ones(values.size), first
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -146,7 +198,7 @@ def user_bootstrap(
         user: array `[n]`, the user of each row.
         columns: dict of arrays `[n]`.
         statistics: dict of functions of (columns, weight of each row `[n]`) -> float. Those of this module (`AUC`,
-            `GAUC`, `LogLoss`, `PCOC`) sort once for all replicates.
+            `ECE`, `GAUC`, `LogLoss`, `NDCG`, `PCOC`) sort once for all replicates.
         differences: dict of name -> (a, b): `a - b` of two statistics. Defaults to none.
         replicates: int. Defaults to `200`.
         seed: int. Of the draws. Defaults to `0`.
@@ -191,6 +243,6 @@ def user_bootstrap(
 
 
 def _prepared(statistic: Callable[[Columns, np.ndarray], float], columns: Columns) -> Prepared:
-    if isinstance(statistic, _Statistic):
+    if isinstance(statistic, Statistic):
         return statistic.prepare(columns)
     return lambda weight: float(statistic(columns, weight))

@@ -1,13 +1,12 @@
 """What a run is worth on a window: metrics beside baselines, with standard errors that know users repeat."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ranking.batches import Progress, silent
-from ranking.bootstrap import AUC, GAUC, PCOC, LogLoss, user_bootstrap
+from ranking.bootstrap import AUC, ECE, GAUC, NDCG, PCOC, LogLoss, Mean, Statistic, user_bootstrap
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
 from ranking.features import Arrays
@@ -18,13 +17,16 @@ from ranking.scoring import context_arrays
 from ranking.state import similarity_of
 from ranking.timeline import Timeline
 
-__all__ = ["HEADS", "RARE", "evaluate_run", "frozen_rows"]
+__all__ = ["HEADS", "METRICS", "RARE", "evaluate_run", "frozen_rows"]
 
 HEADS = {  # head -> label, probability, rows it is judged on
     "click": ("click", "pctr", "all"),
     "cvr": ("conversion", "pcvr", "clicked"),
     "ctcvr": ("conversion", "pctcvr", "mature"),
+    # the paper's protocol: every model's own pcvr times one common pctr, so that only the pcvr is compared
+    "ctcvr_common": ("conversion", "pctcvr_common", "mature"),
 }
+METRICS = {"auc": AUC, "gauc": GAUC, "ndcg": NDCG, "logloss": LogLoss, "pcoc": PCOC, "ece": ECE}
 SEGMENTS = ("all", "new", "rare")
 RARE = 50  # an item with fewer impressions before the watermark is rarely shown
 
@@ -50,9 +52,10 @@ def evaluate_run(
         progress: Progress.
 
     Returns:
-        Dict as `seedrank evaluate --json` prints it: `rows`, `models` (model -> head -> auc, gauc, logloss, pcoc,
-        auc_se; the mean over the random seeds of a model), `similarity`, `unknown`, and `differences` of seedrank
-        from the others: paired, overall and on items that are new or rarely shown.
+        Dict as `seedrank evaluate --json` prints it: `rows`, `models` (model -> head of `HEADS` -> each of `METRICS`,
+        the mean over the random seeds of a model, and its standard error `<metric>_se`), `similarity`, `unknown`, and
+        `differences` of seedrank from the others: paired, overall and on items that are new or rarely shown. The head
+        `ctcvr_common` is there where the run has the variant "base", whose first click network is the common one.
     """
     timeline = Timeline(dataset)
     start, _ = timeline.window(window)
@@ -79,6 +82,7 @@ def evaluate_run(
         "rare": (shown > 0) & (shown < RARE),
     }
     predictions = _predictions(run, rows, item_row, progress)
+    _add_common(predictions)
     progress("bootstrap over users", 0, 1)
     models, differences = _judge(columns, predictions, replicates)
     progress("bootstrap over users", 1, 1)
@@ -133,18 +137,12 @@ def _predictions(run: Run, rows: Rows, item_row: np.ndarray, progress: Progress)
     return found
 
 
-class _Mean:
-    """The mean of one statistic over several columns: the random seeds of a model."""
-
-    def __init__(self, parts: list[Any]):
-        self.parts = parts
-
-    def prepare(self, columns: Mapping[str, np.ndarray]) -> Any:
-        ready = [part.prepare(columns) for part in self.parts]
-        return lambda weight: float(np.mean([value(weight) for value in ready]))
-
-    def __call__(self, columns: Mapping[str, np.ndarray], weight: np.ndarray) -> float:
-        return self.prepare(columns)(weight)
+def _add_common(predictions: dict[str, list[Arrays]]) -> None:
+    if "base" not in predictions:
+        return
+    common = predictions["base"][0]["pctr"]
+    for parts in (parts for seeds in predictions.values() for parts in seeds):
+        parts["pctcvr_common"] = common * parts["pcvr"]
 
 
 def _judge(
@@ -158,16 +156,18 @@ def _judge(
     for segment in SEGMENTS[1:]:
         columns |= {f"{where}&{segment}": columns[where] & columns[segment] for _, _, where in HEADS.values()}
 
-    def over_seeds(kind: type, model: str, head: str, segment: str = "all") -> _Mean:
+    def over_seeds(kind: type, model: str, head: str, segment: str = "all") -> Mean:
         label, part, where = HEADS[head]
         where = where if segment == "all" else f"{where}&{segment}"
-        return _Mean(
-            [kind(label, f"{model}/{number}/{part}", where=where) for number in range(len(predictions[model]))]
-        )
+        return Mean([kind(label, f"{model}/{number}/{part}", where=where) for number in range(len(predictions[model]))])
 
-    statistics, pairs = {}, {}
-    for head in HEADS:
+    heads = [head for head, (_, part, _) in HEADS.items() if all(part in seeds[0] for seeds in predictions.values())]
+    statistics: dict[str, Statistic] = {}
+    pairs = {}
+    for head in heads:
         for model in predictions:
+            for metric, kind in METRICS.items():
+                statistics[f"{model}/{head}/all/{metric}"] = over_seeds(kind, model, head)
             for segment in SEGMENTS if model in ("seedrank", "no_similarity") else SEGMENTS[:1]:
                 for metric, kind in (("auc", AUC), ("logloss", LogLoss)):
                     statistics[f"{model}/{head}/{segment}/{metric}"] = over_seeds(kind, model, head, segment)
@@ -179,16 +179,13 @@ def _judge(
     models: dict[str, Any] = {}
     for model in predictions:
         models[model] = {}
-        for head in HEADS:
-            by_seed = [part(columns, ones) for part in over_seeds(AUC, model, head).parts]
-            models[model][head] = {
-                "auc": found.estimate[f"{model}/{head}/all/auc"],
-                "gauc": over_seeds(GAUC, model, head)(columns, ones),
-                "logloss": found.estimate[f"{model}/{head}/all/logloss"],
-                "pcoc": over_seeds(PCOC, model, head)(columns, ones),
-                "auc_se": found.se[f"{model}/{head}/all/auc"],
-                "auc_by_seed": by_seed,
-            }
+        for head in heads:
+            of_head: dict[str, Any] = {}
+            for metric in METRICS:
+                of_head[metric] = found.estimate[f"{model}/{head}/all/{metric}"]
+                of_head[f"{metric}_se"] = found.se[f"{model}/{head}/all/{metric}"]
+            of_head["auc_by_seed"] = [part(columns, ones) for part in over_seeds(AUC, model, head).parts]
+            models[model][head] = of_head
     names = ("from", "head", "items", "metric")
     differences = [
         dict(zip(names, name.split("/")[:4], strict=True)) | {"difference": found.estimate[name], "se": found.se[name]}

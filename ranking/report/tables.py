@@ -21,17 +21,32 @@ def _cell(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
+def _with_error(metrics: Mapping[str, float], name: str, digits: int = 4) -> str:
+    value, error = metrics[name], metrics[f"{name}_se"]
+    return _cell(value) if value != value else f"{value:.{digits}f} ±{_cell(error, digits).removeprefix('0')}"
+
+
 def evaluation_table(found: Mapping[str, Any]) -> Group:
-    """The metrics of every model, the paired differences and the similarity alone."""
-    heads = {"click": "click, all rows", "cvr": "conversion, clicked rows", "ctcvr": "click and conversion, all rows"}
-    parts: list[Any] = [f"{found['rows']:,} rows of {found['window']}, state {found['state']}"]
+    """The metrics of every model with their standard errors, the paired differences and the similarity alone."""
+    heads = {
+        "click": "click, all rows",
+        "cvr": "conversion, clicked rows",
+        "ctcvr": "click and conversion, all rows",
+        "ctcvr_common": "click and conversion, all rows: own pcvr, the pctr of base for all (order only)",
+    }
+    parts: list[Any] = [
+        f"{found['rows']:,} rows of {found['window']}, state {found['state']}; value ± standard error over users"
+    ]
     for head, words in heads.items():
-        table = _table(words, "model", "AUC", "s.e.", "GAUC", "log loss", "PCOC")
-        for model, metrics in found["models"].items():
-            m = metrics[head]
-            table.add_row(
-                model, _cell(m["auc"]), _cell(m["auc_se"]), _cell(m["gauc"]), _cell(m["logloss"]), _cell(m["pcoc"], 3)
-            )
+        models = {model: metrics[head] for model, metrics in found["models"].items() if head in metrics}
+        if not models:
+            continue
+        table = _table(words, "model", "AUC", "GAUC", "NDCG", "log loss", "PCOC", "ECE")
+        for column in table.columns[1:]:
+            column.no_wrap = False  # the error goes under the value where the terminal is narrow
+        for model, of_head in models.items():
+            cells = [_with_error(of_head, name) for name in ("auc", "gauc", "ndcg", "logloss")]
+            table.add_row(model, *cells, _with_error(of_head, "pcoc", 2), _with_error(of_head, "ece"))
         parts += ["", table]
     rows = [d for d in found["differences"] if d["from"] == "no_similarity" and d["metric"] == "auc"]
     if rows:
@@ -68,7 +83,9 @@ def training_table(info: Mapping[str, Any], out: Path) -> Group:
         fields.add_row(row["field"], f"{row['present']:.0%}", *cells)
     esmm, rows = info["stages"]["esmm"], info["rows"]
     lines = [
-        f"ESMM: {esmm['epochs']} epoch(s) chosen on the calibrate window"
+        "ESMM: "
+        + ", ".join(f"{n} pass(es) for the {task}" for task, n in esmm["epochs"].items())
+        + " chosen on the calibrate window"
         + (", then fitted again on train + calibrate + tune" if info["refit"] else ""),
         f"rows: {rows['trained']:,} trained, {rows['repeats_dropped']:,} dropped (the user was a seed already), "
         f"{rows['immature']:,} without a final conversion label, {rows['with_similarity']:.0%} with a similarity",

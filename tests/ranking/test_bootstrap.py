@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from ranking.bootstrap import AUC, GAUC, PCOC, LogLoss, user_bootstrap
-from ranking.metrics import auc, gauc, logloss, pcoc
+from ranking.bootstrap import AUC, ECE, GAUC, NDCG, PCOC, LogLoss, Mean, user_bootstrap
+from ranking.metrics import auc, ece, gauc, logloss, ndcg, pcoc
 
 
 def log_of(rows=3000, users=300, seed=0):
@@ -32,16 +32,45 @@ def test_statistics_are_the_metrics_of_repeated_rows():
     assert AUC("click", "p")(columns, weight) == pytest.approx(auc(label, score), abs=1e-12)
     assert LogLoss("click", "p")(columns, weight) == pytest.approx(logloss(label, score), abs=1e-12)
     assert PCOC("click", "p")(columns, weight) == pytest.approx(pcoc(label, score), abs=1e-12)
+    assert ECE("click", "p")(columns, weight) == pytest.approx(ece(label, score), abs=1e-12)
     # copies of a user are groups of their own: the same AUC, as often as drawn
     values = [(gauc(columns["click"][user == u], columns["p"][user == u], user[user == u]), u) for u in range(40)]
     drawn = [(v, (weight * (user == u)).sum()) for v, u in values if not math.isnan(v)]
     expected = sum(v * w for v, w in drawn) / sum(w for _, w in drawn)
     assert GAUC("click", "p")(columns, weight) == pytest.approx(expected, abs=1e-12)
     assert group.size == label.size
+    users = {u: ndcg(columns["click"][user == u], columns["p"][user == u], user[user == u]) for u in range(40)}
+    times = {u: weight[user == u].max(initial=0) for u, v in users.items() if not math.isnan(v)}
+    expected = sum(users[u] * w for u, w in times.items()) / sum(times.values())
+    assert NDCG("click", "p")(columns, weight) == pytest.approx(expected, abs=1e-12)
     clicked = label == 1
     assert AUC("conversion", "p", where="click")(columns, weight) == pytest.approx(
         auc(repeated["conversion"][clicked], score[clicked]), abs=1e-12
     )
+
+
+def test_groups_of_some_rows_only():
+    user, columns = log_of(400, 40)
+    clicked = columns["click"] == 1
+    for kind, metric in ((GAUC, gauc), (NDCG, ndcg)):
+        found = kind("conversion", "p", where="click")(columns, np.ones(400))
+        expected = metric(columns["conversion"][clicked], columns["p"][clicked], user[clicked])
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_mean_is_prepared_once():
+    class Counted(AUC):
+        prepared = 0
+
+        def prepare(self, columns):
+            Counted.prepared += 1
+            return super().prepare(columns)
+
+    user, columns = log_of(300, 30)
+    found = user_bootstrap(user, columns, {"both": Mean([Counted("click", "p"), AUC("click", "noise")])}, replicates=20)
+    assert Counted.prepared == 1
+    expected = (auc(columns["click"], columns["p"]) + auc(columns["click"], columns["noise"])) / 2
+    assert found.estimate["both"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_standard_error_of_a_mean_is_the_textbook_one():

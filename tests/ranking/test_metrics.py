@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-from ranking.metrics import auc, gauc, logloss, pcoc, precision_at
+from ranking.metrics import auc, ece, gauc, logloss, ndcg, pcoc, precision_at
 
 
 def random_rows(seed, n=500, levels=20):
@@ -70,6 +71,64 @@ def test_precision_known_values():
     assert math.isnan(precision_at([0], [1.0], [0], 1))
 
 
+def test_ndcg_known_values():
+    # a: + - + by score: (1 + 1/2) / (1 + 1/log2 3); b: one positive, second of two: 1/log2 3; c: no positive, left out
+    label, score, group = [1, 0, 1, 0, 1, 0], [3.0, 2.0, 1.0, 5.0, 4.0, 9.0], list("aaabbc")
+    second = 1 / math.log2(3)
+    assert ndcg(label, score, group) == pytest.approx((1.5 / (1 + second) + second) / 2, abs=1e-12)
+    # only the first place: a 1 of 1, b 0 of 1
+    assert ndcg(label, score, group, 1) == pytest.approx(1 / 2, abs=1e-12)
+    # one positive of three tied rows: the mean of the three places
+    assert ndcg([0, 1, 0], [1.0, 1.0, 1.0], [7, 7, 7]) == pytest.approx((1 + second + 1 / 2) / 3, abs=1e-12)
+    assert math.isnan(ndcg([0], [1.0], [0])) and math.isnan(ndcg([], [], []))
+
+
+@pytest.mark.parametrize("k", [None, 1, 3, 10, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_ndcg_against_scikit_learn(seed, k):
+    label, score, group, _ = random_rows(seed)  # ties within groups
+    expected = [
+        sk.ndcg_score([label[group == g]], [score[group == g]], k=k)
+        for g in np.unique(group)
+        if label[group == g].any() and np.sum(group == g) > 1  # scikit-learn refuses a list of one
+    ]
+    assert len(expected) > 20
+    kept = np.isin(group, [g for g in np.unique(group) if np.sum(group == g) > 1])
+    assert ndcg(label[kept], score[kept], group[kept], k) == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+def test_ece_known_values():
+    # two bins of two rows: (.1 + .2) / 2 against 1/2, (.6 + .9) / 2 against 1: half of .35 + half of .25
+    label, p = [0, 1, 1, 1], [0.1, 0.2, 0.6, 0.9]
+    assert ece(label, p, bins=2) == pytest.approx((0.35 + 0.25) / 2, abs=1e-12)
+    assert ece(label, p, bins=1) == pytest.approx(abs(1.8 / 4 - 3 / 4), abs=1e-12)
+    # the second row counts three times: of six, .1 .2 .2 | .2 .6 .9; rows of one probability stay together, and the
+    # middle of those at .2 is in the first half: .1 .2 .2 .2 against 3 of 4, .6 .9 against 2 of 2
+    weighted = ece(label, p, [1, 3, 1, 1], bins=2)
+    assert weighted == pytest.approx((abs(0.7 - 3) + abs(1.5 - 2)) / 6, abs=1e-12)
+    # a constant is one bin, however many are asked for
+    assert ece([1, 0, 0, 0], [0.5] * 4) == pytest.approx(0.25, abs=1e-12)
+    assert math.isnan(ece([], [])) and math.isnan(ece([1], [0.5], [0.0]))
+
+
+def test_ece_of_a_perfect_model_is_noise_and_of_a_shifted_one_is_the_shift():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0.05, 0.3, 60_000)
+    label = (generator.random(60_000) < p).astype(int)
+    noise = math.sqrt(2 / math.pi) * math.sqrt(15 / 60_000 * np.mean(p * (1 - p)))
+    assert ece(label, p) == pytest.approx(noise, rel=0.97)  # 15 half-normals: 5 standard errors
+    assert ece(label, p + 0.1) == pytest.approx(0.1, abs=5 * noise)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ece_against_bins_of_scikit_learn(seed):
+    generator = np.random.default_rng(seed)
+    p = generator.permutation(np.linspace(0.01, 0.99, 600))  # no ties, 15 bins of 40
+    label = (generator.random(600) < p**2).astype(int)
+    observed, predicted = calibration_curve(label, p, n_bins=15, strategy="quantile")
+    assert ece(label, p) == pytest.approx(np.mean(np.abs(observed - predicted)), abs=1e-9)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 10), st.floats(-5, 5))
 def test_order_is_all_that_counts(seed, scale, shift):
@@ -78,6 +137,8 @@ def test_order_is_all_that_counts(seed, scale, shift):
     assert auc(label, score) == pytest.approx(auc(label, moved), abs=1e-12)
     assert gauc(label, score, group) == pytest.approx(gauc(label, moved, group), abs=1e-12, nan_ok=True)
     shuffle = np.random.default_rng(seed).permutation(60)
+    assert ndcg(label, score, group) == pytest.approx(ndcg(label, moved, group), abs=1e-12, nan_ok=True)
+    assert ece(label, score) == pytest.approx(ece(label[shuffle], score[shuffle]), abs=1e-12)
     for k in (1, 3):
         one = precision_at(label, score, group, k)
         assert one == pytest.approx(precision_at(label[shuffle], moved[shuffle], group[shuffle], k), abs=1e-12)
@@ -109,3 +170,9 @@ def test_rejects():
         logloss([1, 0], [0.5, 1.5])
     with pytest.raises(ValueError, match="k=0"):
         precision_at([1], [1.0], [1], 0)
+    with pytest.raises(ValueError, match="k=0"):
+        ndcg([1], [1.0], [1], 0)
+    with pytest.raises(ValueError, match="bins=0"):
+        ece([1], [0.5], bins=0)
+    with pytest.raises(ValueError, match=r"`probability` should be in \[0, 1\]"):
+        ece([1, 0], [0.5, -0.5])
