@@ -1,31 +1,34 @@
 """ESMM: click, conversion and their product, learned over all impressions."""
 
 from esmm.architecture import SHARINGS, Architecture
+from esmm.calibration import Calibration, MonotoneCalibration, calibrated
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 from esmm.model import STEPS, PositionBias, SharedTowers, build_esmm, feature_inputs, funnel_outputs, losses, targets
 from esmm.optimizers import RowAdam
-from esmm.strategies import base_losses, base_targets, base_weights, build_base
+from esmm.strategies import STRATEGIES, Strategy, value_weights
 
 __all__ = [
     "SHARINGS",
     "STEPS",
+    "STRATEGIES",
     "Architecture",
+    "Calibration",
     "Feature",
     "LogBinaryCrossentropy",
     "LogitBinaryCrossentropy",
+    "MonotoneCalibration",
     "PositionBias",
     "RowAdam",
     "SharedEmbedding",
     "SharedTowers",
+    "Strategy",
     "WideLinear",
-    "base_losses",
-    "base_targets",
-    "base_weights",
-    "build_base",
     "build_esmm",
+    "calibrated",
     "feature_inputs",
     "funnel_outputs",
     "losses",
     "targets",
+    "value_weights",
 ]
