@@ -73,7 +73,7 @@ def training_step(
             # Keras has divided its means, which are over this part's rows, by the number of replicas.
             part = tf.add_n(means) * context.num_replicas_in_sync
             part = tf.add_n([part, *model.losses])
-            part = tf.math.multiply_no_nan(part, rows / every)  # a penalty's mean over no rows is no number
+            part = tf.math.multiply_no_nan(part, tf.math.divide_no_nan(rows, every))  # a mean over no rows is no number
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(part, [variable.value for variable in variables]), variables)
         return part
