@@ -5,7 +5,7 @@ from esmm.calibration import Calibration, MonotoneCalibration, calibrated
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 from esmm.model import STEPS, PositionBias, SharedTowers, build_esmm, feature_inputs, funnel_outputs, losses, targets
-from esmm.optimizers import RowAdam
+from esmm.optimizers import RowAdagrad, RowAdam
 from esmm.strategies import STRATEGIES, Strategy, value_weights
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "LogitBinaryCrossentropy",
     "MonotoneCalibration",
     "PositionBias",
+    "RowAdagrad",
     "RowAdam",
     "SharedEmbedding",
     "SharedTowers",

@@ -1,7 +1,7 @@
 """Batches gathered in the graph, and what is told of a training under way."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -38,19 +38,38 @@ def batches(
         batch_size: int.
         tables: name -> (array `[rows, ...]`, name in `arrays` of the row numbers `[n]`): inputs too wide to repeat.
     """
-    whole = tf.nest.map_structure(tf.constant, (dict(arrays), *others))
+    whole = (dict(arrays), *others)
+    take = _taken([np.asarray(array) for array in tf.nest.flatten(whole)])
     wide = {name: (tf.constant(table), rows) for name, (table, rows) in (tables or {}).items()}
+    places = tf.constant(order)
 
-    def pick(index: tf.Tensor) -> Any:
-        found = tf.nest.map_structure(lambda values: tf.gather(values, index), whole)
+    def pick(start: tf.Tensor) -> Any:
+        found = tf.nest.pack_sequence_as(whole, take(places[start : start + batch_size]))
         for name, (table, rows) in wide.items():
             found[0][name] = tf.gather(table, found[0][rows])
         for rows in {rows for _, rows in wide.values()}:
             del found[0][rows]
         return found if others else found[0]
 
-    dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-    return dataset.map(pick, num_parallel_calls=2).prefetch(2)
+    return tf.data.Dataset.range(0, len(order), batch_size).map(pick, num_parallel_calls=2).prefetch(2)
+
+
+def _taken(arrays: Sequence[np.ndarray]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """Rows of all arrays by their index: columns of one type lie side by side, so that one read serves all of them."""
+    groups: dict[Any, list[int]] = {}
+    for place, array in enumerate(arrays):
+        groups.setdefault(array.dtype if array.ndim == 1 else place, []).append(place)
+    columns = [[arrays[place] for place in group] for group in groups.values()]
+    blocks = [tf.constant(np.stack(block, axis=1) if len(block) > 1 else block[0]) for block in columns]
+
+    def take(index: tf.Tensor) -> list[tf.Tensor]:
+        found: dict[int, tf.Tensor] = {}
+        for block, group in zip(blocks, groups.values(), strict=True):
+            rows = tf.gather(block, index)  # [batch, columns], or [batch, ...] of one array
+            found.update(zip(group, tf.unstack(rows, axis=1) if len(group) > 1 else [rows], strict=True))
+        return [found[place] for place in range(len(arrays))]
+
+    return take
 
 
 class Steps(keras.callbacks.Callback):
