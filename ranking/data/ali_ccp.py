@@ -175,7 +175,9 @@ def _impressions(
 
 
 def _coded(code: pa.Array, values: pa.ChunkedArray) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(code, pa.concat_arrays(values.chunks) if values.num_chunks else [])
+    """Each text stands in the dictionary once: with repeated ones the Parquet file would not be the same every time."""
+    distinct = pa.concat_arrays(values.chunks or [pa.array([], values.type)]).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(distinct.indices.take(code), distinct.dictionary)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

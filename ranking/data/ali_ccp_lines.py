@@ -155,16 +155,12 @@ def _number(data, at, end):
 
 
 @numba.njit(nogil=True, cache=True)
-def _keep(value, entry, weights, spans, size):
-    """Puts an entry among the heaviest, in the order of the line; of equals the earlier stays. The new size."""
+def _keep(value, entry, weights, spans, size, lightest):
+    """Puts an entry among the heaviest, in the order of the line; of equals the earlier stays. Size and lightest."""
     keep = len(weights)
     if size == keep:
-        lightest = 0
-        for place in range(1, keep):
-            if weights[place] <= weights[lightest]:
-                lightest = place
         if weights[lightest] >= value:
-            return size
+            return size, lightest
         for place in range(lightest, keep - 1):
             weights[place] = weights[place + 1]
             spans[place] = spans[place + 1]
@@ -172,7 +168,13 @@ def _keep(value, entry, weights, spans, size):
     weights[size] = value
     for part in range(4):
         spans[size, part] = entry[part]
-    return size + 1
+    size += 1
+    if size == keep:
+        lightest = 0
+        for place in range(1, keep):
+            if weights[place] <= weights[lightest]:
+                lightest = place
+    return size, lightest
 
 
 @numba.njit(nogil=True, cache=True)
@@ -201,6 +203,7 @@ def _entry(data, at, end, entry):
 def _entries(data, at, end, codes, single, weights, spans, sizes, tally):
     """A feature list into one line's single values and heaviest multi values: (status, entries, unknown code)."""
     entry = np.empty(4, np.int64)
+    lows = np.zeros(len(sizes), np.int64)
     found, unknown, singles, keep = 0, np.uint64(0), len(single), weights.shape[1]
     while at < end:
         status, code, identity, value, at = _entry(data, at, end, entry)
@@ -219,7 +222,7 @@ def _entries(data, at, end, codes, single, weights, spans, sizes, tally):
         else:
             slot = field - singles
             tally[2] += sizes[slot] == keep
-            sizes[slot] = _keep(value, entry, weights[slot], spans[slot], sizes[slot])
+            sizes[slot], lows[slot] = _keep(value, entry, weights[slot], spans[slot], sizes[slot], lows[slot])
     return FINE, found, unknown
 
 
