@@ -74,11 +74,12 @@ def _verdict(counts: dict[str, int]) -> str:
         return f"None of {_items(total)} can be placed yet: too little has happened to them."
     gems, flashy = counts["hidden gem"], counts["flashy"]
     parts = [
-        f"{gems:,} of {_items(total)} {'is a hidden gem' if gems == 1 else 'are hidden gems'}: {_MEANING['hidden gem']}",
-        f"{flashy:,} {'is' if flashy == 1 else 'are'} flashy: {_MEANING['flashy']}",
+        f"{gems:,} of {_items(total)} {'is a hidden gem' if gems == 1 else 'are hidden gems'}",
+        f"{_MEANING['hidden gem']}; {flashy:,} {'is' if flashy == 1 else 'are'} flashy",
+        f"{_MEANING['flashy']}",
     ]
     end = f" Of {open_:,} it cannot be told yet." if open_ else ""
-    return f"{'; '.join(parts)}.{end}"
+    return f"{': '.join(parts)}.{end}"
 
 
 def _drawn(items: pd.DataFrame) -> pd.DataFrame:
