@@ -32,7 +32,8 @@ class InversePropensity(keras.losses.Loss):
     strategy each replica divides by its own sum.
 
     Args:
-        clip: float. The least propensity, in (0, 1]. Defaults to `0.02`.
+        clip: float. The least propensity, in (0, 1]. Set it well below the mean click rate: at it, rows count nearly
+            alike and nothing is corrected; far below, few rows decide. Defaults to `0.01`.
         reduction: str. Over the batch. Defaults to `"sum_over_batch_size"`.
 
     Returns:
@@ -42,7 +43,7 @@ class InversePropensity(keras.losses.Loss):
     Departs from the paper: self-normalised; clipped; the propensity is held constant.
     """
 
-    def __init__(self, clip: float = 0.02, **kwargs: Any) -> None:
+    def __init__(self, clip: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < clip <= 1:
             raise ValueError(f"`clip` should be in (0, 1]. Received: clip={clip}.")
@@ -81,7 +82,7 @@ class DoublyRobust(InversePropensity):
     has a label `r' + w (r - r')` far outside [0, 1], so that the risk has no lower bound: keep its weight small.
 
     Args:
-        clip: float. The least propensity, in (0, 1]. Defaults to `0.02`.
+        clip: float. The least propensity, in (0, 1]. Defaults to `0.01`.
         reduction: str. Over the batch. Defaults to `"sum_over_batch_size"`.
 
     Returns:

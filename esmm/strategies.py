@@ -40,9 +40,9 @@ COUNTERFACTUAL = ("escm2_ips", "escm2_dr")
 OPTIONS = {
     "aman": {"rate": 0.1},
     "oversampling": {"weight": 3.0},
-    "unbias": {"clip": 0.02},
-    "escm2_ips": {"weight": 0.1, "clip": 0.02},
-    "escm2_dr": {"weight": 0.1, "clip": 0.02},
+    "unbias": {"clip": 0.01},
+    "escm2_ips": {"weight": 0.1, "clip": 0.01},
+    "escm2_dr": {"weight": 0.1, "clip": 0.01},
 }
 DEFAULT = Architecture()
 
@@ -72,8 +72,8 @@ class Strategy:
         rate: float or `None`. Of `"aman"`, in (0, 1]: the paper tried 0.1, 0.2, 0.5 and 1. Defaults to `None`: 0.1.
         weight: float or `None`. Of `"oversampling"`, at least 1 (the paper tried 2, 3, 5 and 10), and of the ESCM2
             risk, positive. Defaults to `None`: 3, and 0.1.
-        clip: float or `None`. The least propensity of `"unbias"` and ESCM2, in (0, 1]; where it is above pctr, rows
-            count alike. Defaults to `None`: 0.02.
+        clip: float or `None`. The least propensity of `"unbias"` and ESCM2, in (0, 1]; it should be well below the
+            mean click rate. Defaults to `None`: 0.01.
 
     Raises:
         ValueError: an unknown name, an option that is not of this strategy, or out of its range.
