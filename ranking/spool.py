@@ -205,7 +205,9 @@ class Spool:
             name: tf.TensorSpec((None, *_shape(self._types[name])), tf.as_dtype(_dtype(self._types[name])))
             for name in names
         }
-        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(AHEAD)
+        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        count = max(-(-self.rows // batch_size) - start, 0)
+        return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(AHEAD)
 
     def _generate(
         self,

@@ -86,6 +86,9 @@ def test_every_row_comes_once_in_whole_batches(tmp_path_factory, rows, group, ba
 
 def test_start_and_part_of_the_data_set(small):
     whole = order(small)
+    data = small.batches(["row"], batch_size=7, seed=0, epoch=0, buffer=64, start=3)
+    assert len(data) == len(whole) - 3 == 140  # 1000 / 7 = 142.9
+    assert order(small, start=143) == []
     for batch, late in zip(whole[3:], order(small, start=3, part=(1, 2)), strict=True):
         np.testing.assert_array_equal(late, batch[len(batch) // 2 :])
 
