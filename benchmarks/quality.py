@@ -43,6 +43,9 @@ HEADS = {
     "CVR": ("conversion", "pcvr", "clicked"),
     "CTCVR": ("conversion", "pctcvr", ""),
 }
+CALIBRATED = {
+    f"{head}, calibrated": (label, f"{part}, calibrated", where) for head, (label, part, where) in HEADS.items()
+}
 BOOSTING = {"learning_rate": 0.05, "max_leaf_nodes": 31, "min_samples_leaf": 40, "l2_regularization": 1.0}
 
 
@@ -113,13 +116,13 @@ class Bench:
         return dataclasses.replace(rows, features=run.scales.apply(rows.features))
 
     def predictions(self, name: str) -> dict[str, np.ndarray]:
-        """pctr, pcvr and pctcvr of the test window, `[random seeds, rows]`."""
+        """pctr, pcvr and pctcvr of the test window, `[random seeds, rows]`, as trained and calibrated."""
         path = self.arguments.work / f"{name}.npz"
         if not path.exists():
             simple = {"popularity": self._popularity, "logistic regression": self._logistic}
             simple["gradient boosting"] = self._boosting
             found, info = simple[name]() if name in simple else self._network(name)
-            arrays = {part: np.stack([seed[part] for seed in found]) for part in PARTS}
+            arrays = {part: np.stack([seed[part] for seed in found]) for part in found[0]}
             np.savez(path, info=np.array(json.dumps(info)), **arrays)
         with np.load(path) as found:
             return {key: found[key] for key in found.files}
@@ -154,11 +157,9 @@ class Bench:
                 )
                 if not self.arguments.refit:
                     maps = calibration_on(model, self.calibrate, "auto")
-            both = {"": calibrated(model, maps), " raw": model}
-            outputs = {kind: self._predict(of) for kind, of in both.items()}
-            found.append(outputs[""])
-            info.setdefault("raw means", []).append({p: float(outputs[" raw"][p].mean()) for p in PARTS})
-        return found, {key: info[key] for key in ("epochs", "validation", "raw means")}
+            after = {f"{part}, calibrated": values for part, values in self._predict(calibrated(model, maps)).items()}
+            found.append(self._predict(model) | after)
+        return found, {key: info[key] for key in ("epochs", "validation")}
 
     def _predict(self, model) -> dict[str, np.ndarray]:
         arrays = self.last.scales.apply(self.test.features)
@@ -239,7 +240,11 @@ class Bench:
                 parts["common"] = [np.clip(common * values, 0, 1) for values in found["pcvr"]]
             for part, seeds in parts.items():
                 columns |= {f"{name}/{part}/{n}": np.asarray(v, np.float64) for n, v in enumerate(seeds)}
-            for head, (label, part, where) in {**HEADS, "CTCVR, one pCTR": ("conversion", "common", "")}.items():
+            for head, (label, part, where) in {
+                **HEADS,
+                **CALIBRATED,
+                "CTCVR, one pCTR": ("conversion", "common", ""),
+            }.items():
                 for metric, kind in (("AUC", AUC), ("log loss", LogLoss), ("PCOC", PCOC)):
                     if part in parts:
                         each = [kind(label, f"{name}/{part}/{n}", where=where) for n in range(len(parts[part]))]
@@ -269,6 +274,7 @@ class Bench:
         click = (truth["examination"] * truth["pctr"]).to_numpy(np.float64)
         true = {"pctr": click, "pcvr": truth["pcvr"].to_numpy(np.float64)}
         true["pctcvr"] = true["pctr"] * true["pcvr"]
+        true |= {f"{part}, calibrated": values for part, values in true.items()}
         users, index = np.unique(self.timeline.user[self.test.row], return_inverse=True)
         draws = np.random.default_rng(0).multinomial(len(users), np.full(len(users), 1 / len(users)), size=1000)
         draws = np.vstack([np.ones(len(users)), draws])
@@ -284,6 +290,8 @@ class Bench:
             least, most = cross(p, p), cross(p, np.full(len(p), p.mean()))
             decile = np.argsort(np.argsort(p)) * 10 // len(p)
             for name in names:
+                if part not in self.predictions(name):
+                    continue
                 seeds = self.predictions(name)[part].astype(np.float64)
                 losses = [cross(p, q) for q in seeds]
                 values = np.mean([(most - loss) / (most - least) for loss in losses], axis=0)
@@ -327,32 +335,33 @@ def show(found: dict) -> None:
 
     heads = [head for head in (*HEADS, "CTCVR, one pCTR") if any(head in row for row in found["contenders"].values())]
     table = Table(title=f"{found['rows']:,} rows of the test window: AUC, and its bootstrap standard error", box=None)
-    for column in ("", *heads, "PCOC click", "PCOC CTCVR", "passes"):
+    for column in ("", *heads, *(f"PCOC {head}{by}" for head in HEADS for by in ("", ", cal.")), "passes"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in found["contenders"].items():
         cells = [f"{row[h]['AUC']['value']:.4f} ±{row[h]['AUC']['se']:.4f}" if h in row else "-" for h in heads]
-        pcoc = [f"{row[head]['PCOC']['value']:.3f}" for head in ("click", "CTCVR")]
+        pcoc = [f"{row[h]['PCOC']['value']:.3f}" if h in row else "-" for c in CALIBRATED for h in (c.split(",")[0], c)]
         table.add_row(name, *cells, *pcoc, "/".join(str(n) for n in row["info"].get("epochs", {}).values()) or "-")
     Console(width=140).print(table)
     if "truth" not in found:
         return
-    table = Table(
-        title="against the truth, every impression: share of the log-loss gap closed; mean over mean", box=None
-    )
-    for column in ("", "pctr", "pcvr", "pctcvr", "ESMM minus, pcvr", "mean pctr", "mean pcvr", "mean pctcvr"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in found["truth"].items():
-        shares = [f"{row[p]['share']:.4f} ±{row[p]['share, se']:.4f}" for p in PARTS]
-        gain = row["pcvr"]
-        minus = f"{gain['ESMM minus']:+.4f} ±{gain['ESMM minus, se']:.4f}" if "ESMM minus" in gain else ""
-        table.add_row(name, *shares, minus, *(f"{row[p]['mean over true mean']:.3f}" for p in PARTS))
-    Console(width=140).print(table)
-    row = found["truth"].get("ESMM")
-    if row:
-        for part in PARTS:
-            for by in ("truth", "prediction"):
-                cells = " ".join(f"{value:.2f}" for value in row[part][f"by decile of the {by}"])
-                print(f"ESMM, mean {part} over its truth, by decile of the {by}: {cells}")
+    for by in ("", ", calibrated"):
+        parts = [part + by for part in PARTS]
+        title = f"against the truth, every impression{by}: share of the log-loss gap closed; mean over its truth"
+        table = Table(title=title, box=None)
+        for column in ("", *PARTS, "ESMM minus, pcvr", *(f"mean {part}" for part in PARTS)):
+            table.add_column(column, justify="right" if column else "left")
+        for name, row in found["truth"].items():
+            if parts[0] in row:
+                gain = row[parts[1]]
+                minus = f"{gain['ESMM minus']:+.4f} ±{gain['ESMM minus, se']:.4f}" if "ESMM minus" in gain else ""
+                shares = [f"{row[p]['share']:.4f} ±{row[p]['share, se']:.4f}" for p in parts]
+                table.add_row(name, *shares, minus, *(f"{row[p]['mean over true mean']:.3f}" for p in parts))
+        Console(width=140).print(table)
+    for part in [f"{part}, calibrated" for part in PARTS] if "ESMM" in found["truth"] else ():
+        row = found["truth"]["ESMM"][part]
+        for by in ("truth", "prediction"):
+            cells = " ".join(f"{value:.2f}" for value in row[f"by decile of the {by}"])
+            print(f"ESMM, mean {part}, over its truth, by decile of the {by}: {cells}")
 
 
 if __name__ == "__main__":

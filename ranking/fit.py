@@ -71,15 +71,15 @@ def fit_run(
     """
     settings = settings or (settings_of(previous) if previous else Settings())
     began = time.perf_counter()
+    if previous is not None:
+        if baselines:
+            raise UserError("`--with-baselines` should not be given with `--from`: a baseline learns from all rows.")
+        refuse_other_schema(previous.schema, dataset.schema, previous.path)
     timeline = Timeline(dataset)
     for name in ("lookalike", "train", "calibrate", "tune"):
         timeline.window(name)
     for name in ("train", "calibrate"):
         timeline.some_rows_in(name)
-    if previous is not None:
-        if baselines:
-            raise UserError("`--with-baselines` should not be given with `--from`: a baseline learns from all rows.")
-        refuse_other_schema(previous.schema, dataset.schema, previous.path)
     if baselines and (on_disk or workers is not None):
         raise UserError("`--with-baselines` should not be given with `--on-disk` or `--workers`: they need memory.")
     fitting = Fitting(

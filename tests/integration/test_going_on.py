@@ -12,7 +12,6 @@ pytestmark = pytest.mark.slow
 COMMAND = ["-c", "from ranking.cli import main; main()"]
 # One day more to learn from; the days that judge move on.
 LATER = {
-    "2025-03-05": "2025-03-05",
     'train = ["2025-03-05", "2025-03-07"]': 'train = ["2025-03-05", "2025-03-08"]',
     'calibrate = ["2025-03-07", "2025-03-08"]': 'calibrate = ["2025-03-08", "2025-03-09"]',
     'tune = ["2025-03-08", "2025-03-09"]': 'tune = ["2025-03-09", "2025-03-10"]',
@@ -77,6 +76,6 @@ def test_going_on_is_refused_where_it_would_be_another_model(tiny, rewritten, tm
     cli(*again, "--with-baselines").mistake("`--with-baselines` should not be given with `--from`")
     later = rewritten(tiny.data, toml=LATER)
     cli(*again[:2], later, *again[3:], "--esmm", "sharing=mmoe").mistake("should have the architecture of the run")
-    other = rewritten(tiny.data, toml={**LATER, "\ntab = ": "\ntabs = "}, name="other")
-    cli(*again[:2], other, *again[3:]).mistake("should declare what", "differs in features", "tab")
+    other = rewritten(tiny.data, toml={**LATER, "\nrating = ": "\nratings = "}, name="other")
+    cli(*again[:2], other, *again[3:]).mistake("should declare what", "differs in features", "rating, ratings")
     assert not out.exists()
