@@ -12,7 +12,7 @@ from esmm.quadrants import QUADRANTS, place, quadrants
 from ranking.batches import Progress, silent
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
-from ranking.rows import training_rows
+from ranking.rows import rows_by_tick
 from ranking.run import Run
 from ranking.timeline import Timeline
 
@@ -20,6 +20,8 @@ __all__ = ["CERTAIN", "WINDOWS", "ItemQuadrants", "quadrants_of_log", "quadrants
 
 CERTAIN = 0.8  # below this probability of its quadrant an item is undecided
 WINDOWS = ("train", "calibrate", "tune")  # the test window decides nothing
+_COUNTS = ("impressions", "clicks", "final_clicks", "conversions")
+_RATES = ("click_rate", "conversion_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +92,10 @@ def quadrants_of_log(dataset: Dataset, windows: Sequence[str] = WINDOWS, *, min_
     frame = timeline.impressions
     click, conversion = (frame[label].to_numpy()[rows] == 1 for label in timeline.schema.funnel[:2])
     final = click & timeline.mature(rows)
+    kinds = (np.ones(len(rows), bool), click, final, final & conversion)
     counts = {
         name: np.bincount(timeline.item[rows[kept]], minlength=len(timeline.item_ids))
-        for name, kept in (
-            ("impressions", np.ones(len(rows), bool)),
-            ("clicks", click),
-            ("final_clicks", final),
-            ("conversions", final & conversion),
-        )
+        for name, kept in zip(_COUNTS, kinds, strict=True)
     }
     shown = np.flatnonzero(counts["impressions"])
     counts = {name: values[shown] for name, values in counts.items()}
@@ -155,27 +153,23 @@ def quadrants_of_run(
         UserError: no impression in the windows.
     """
     timeline, rows = _rows(dataset, windows, min_impressions)
-    found = training_rows(run.builder(timeline), *windows, progress=progress)
-    predicted = run.predict(found.features)
-    item, final = timeline.item[found.row], (found.click > 0) & found.mature
-    sums = {
-        "impressions": np.ones(len(item)),
-        "clicks": found.click,
-        "final_clicks": final,
-        "conversions": found.conversion * final,
-        "click_rate": predicted["pctr"],
-        "conversion_rate": predicted["pcvr"],
-    }
-    totals = {name: np.bincount(item, values, minlength=len(timeline.item_ids)) for name, values in sums.items()}
+    totals = {name: np.zeros(len(timeline.item_ids)) for name in (*_COUNTS, *_RATES)}
+    clicks = 0
+    for part in rows_by_tick(run.builder(timeline), rows, progress=progress):
+        predicted = run.predict(part.features)
+        final = (part.click > 0) & part.mature
+        clicks += int((part.click > 0).sum())
+        sums = (np.ones(len(final)), part.click, final, part.conversion * final, predicted["pctr"], predicted["pcvr"])
+        for name, values in zip(totals, sums, strict=True):
+            totals[name] += np.bincount(timeline.item[part.row], values, minlength=len(timeline.item_ids))
+    click, conversion = (float(totals[name].sum() / len(rows)) for name in _RATES)
     shown = np.flatnonzero(totals["impressions"])
     items = pd.DataFrame({"item_id": timeline.item_ids[shown]} | {name: v[shown] for name, v in totals.items()})
-    names = list(sums)
-    items[names[:4]] = items[names[:4]].astype(np.int64)
-    items[names[4:]] = items[names[4:]].div(items["impressions"], axis=0)
-    click, conversion = (float(predicted[part].mean(dtype=np.float64)) for part in ("pctr", "pcvr"))
+    items = items.astype(dict.fromkeys(_COUNTS, np.int64))
+    items[list(_RATES)] = items[list(_RATES)].div(items["impressions"], axis=0)
     items["quadrant"] = place(items["click_rate"].to_numpy(), items["conversion_rate"].to_numpy(), click, conversion)
     items["certainty"], items["decided"] = np.nan, True
-    immature = int((found.click > 0).sum() - final.sum())
+    immature = clicks - int(totals["final_clicks"].sum())
     about = {"source": "run", "run": str(run.path), "immature_clicks": immature, "priors": None}
     return _made(items, (click, conversion), about, timeline, windows, min_impressions)
 
