@@ -2,6 +2,7 @@
 
 from esmm.architecture import SHARINGS, Architecture
 from esmm.calibration import Calibration, MonotoneCalibration, calibrated
+from esmm.counterfactual import DoublyRobust, InversePropensity
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 from esmm.model import STEPS, PositionBias, SharedTowers, build_esmm, feature_inputs, funnel_outputs, losses, targets
@@ -14,7 +15,9 @@ __all__ = [
     "STRATEGIES",
     "Architecture",
     "Calibration",
+    "DoublyRobust",
     "Feature",
+    "InversePropensity",
     "LogBinaryCrossentropy",
     "LogitBinaryCrossentropy",
     "MonotoneCalibration",

@@ -15,15 +15,7 @@ from esmm.embedding import Feature
 from esmm.losses import LogitBinaryCrossentropy, log1mexp
 from esmm.model import PositionBias, SharedTowers, build_esmm, feature_inputs, funnel_outputs, losses, targets
 
-__all__ = [
-    "STRATEGIES",
-    "Strategy",
-    "base_losses",
-    "base_targets",
-    "base_weights",
-    "build_base",
-    "value_weights",
-]
+__all__ = ["STRATEGIES", "Strategy", "value_weights"]
 
 STRATEGIES = (
     "esmm",
@@ -315,29 +307,3 @@ def value_weights(value: Any, conversion: Any, *, power: float = 1.0) -> np.ndar
         worth = (worth / worth.max()) ** power  # no overflow
         weights[converted] = worth / worth.mean()
     return weights
-
-
-def build_base(
-    features: Sequence[Feature],
-    architecture: Architecture = DEFAULT,
-    *,
-    base_rates: Sequence[float] = (0.5, 0.5),
-    positions: int = 0,
-) -> keras.Model:
-    """The model of `Strategy("base")`."""
-    return Strategy("base").build(features, architecture, base_rates=base_rates, positions=positions)
-
-
-def base_losses() -> dict[str, keras.losses.Loss]:
-    """The losses of `Strategy("base")`."""
-    return Strategy("base").losses()
-
-
-def base_targets(click: Any, conversion: Any) -> dict[str, np.ndarray]:
-    """The targets of `Strategy("base")`."""
-    return Strategy("base").supervise(click, conversion)[0]
-
-
-def base_weights(click: Any) -> dict[str, np.ndarray]:
-    """The weights of `Strategy("base")`."""
-    return Strategy("base").supervise(click, np.zeros_like(np.asarray(click)))[1]

@@ -151,7 +151,8 @@ def _supervision(rows: Rows, settings: EsmmSettings, generator: np.random.Genera
     if settings.value_power:
         if rows.value is None:
             raise UserError("`value_power` needs the impressions' column `value`: what a conversion was worth.")
-        weight = value_weights(rows.value, rows.conversion, power=settings.value_power)
+        final = rows.conversion * rows.mature  # what a label may still become is not in the mean
+        weight = value_weights(rows.value, final, power=settings.value_power)
     return settings.training_strategy().supervise(
         rows.click, rows.conversion, final=rows.mature, conversion_weight=weight, generator=generator
     )

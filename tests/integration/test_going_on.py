@@ -79,3 +79,23 @@ def test_going_on_is_refused_where_it_would_be_another_model(tiny, rewritten, tm
     other = rewritten(tiny.data, toml={**LATER, "\nrating = ": "\nratings = "}, name="other")
     cli(*again[:2], other, *again[3:]).mistake("should declare what", "differs in features", "rating, ratings")
     assert not out.exists()
+
+
+def test_two_processes_learn_what_one_does(simulated, tmp_path, cli):
+    told = {}
+    for name, options in {"memory": (), "disk": ("--on-disk",), "workers": ("--workers", 2)}.items():
+        answer = cli("train", "--data", simulated, "--out", tmp_path / name, "--esmm", "epochs=1", "--json", *options)
+        assert answer.code == 0, answer.err
+        told[name] = json.loads(answer.out)
+        assert all(np.isfinite(weight).all() for weight in arrays(tmp_path / name))
+    assert not list(tmp_path.glob("*.checkpoint"))
+    assert told["disk"]["rows"] == told["workers"]["rows"]
+    for name in ("trained", "repeats_dropped", "immature"):
+        assert told["disk"]["rows"][name] == told["memory"]["rows"][name]
+    losses = {name: info["stages"]["esmm"]["loss"][0] for name, info in told.items()}
+    assert losses["workers"] == pytest.approx(losses["disk"], rel=0.01)  # the same order; dropout is drawn elsewhere
+    assert losses["disk"] == pytest.approx(losses["memory"], rel=0.05)
+    again = ("train", "--data", simulated, "--out", tmp_path / "b")
+    cli(*again, "--workers", 2, "--with-baselines").mistake("need memory")
+    aman = ("--on-disk", "--esmm", "strategy=aman")
+    cli(*again, *aman).mistake("draws its examples anew")

@@ -20,7 +20,7 @@ from ranking.scoring import score_candidates
 
 WEEK = 7 * 86_400_000
 MODELS = {"seedrank", "no_similarity", "base", "popularity", "logistic"}
-METRICS = {"auc", "gauc", "logloss", "pcoc", "auc_se"}
+METRICS = {"auc", "gauc", "ndcg", "logloss", "pcoc", "ece", "auc_se"}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_evaluate_later_days_with_unknown_ids(tiny, rewritten, cli):
     assert found["rows"] == len(pd.read_parquet(later / "impressions.parquet"))
     assert set(found["models"]) == MODELS
     for heads in found["models"].values():
-        assert set(heads) == set(HEADS) == {"click", "cvr", "ctcvr"}
+        assert set(heads) == set(HEADS) == {"click", "cvr", "ctcvr", "ctcvr_common"}
         assert all(set(metrics) >= METRICS for metrics in heads.values())
     assert {"auc", "precision_at_10"} <= set(found["similarity"])
     assert all(math.isfinite(found["models"][model]["click"][name]) for model in MODELS for name in METRICS)
