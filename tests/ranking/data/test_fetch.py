@@ -165,7 +165,7 @@ def test_an_answer_for_another_place_is_refused(server, tmp_path, shift):
 def test_broken_checksum(server, tmp_path):
     archive = archive_of(server)
     server.files["data.zip"] = server.files["data.zip"][:-1] + b"x"
-    with pytest.raises(UserError, match=f"md5 should be {archive.md5}. Received: [0-9a-f]{{32}}. Removed"):
+    with pytest.raises(UserError, match=f"md5 should be {archive.md5}. Received: [0-9a-f]{{32}}. It was removed"):
         fetch("any", tmp_path / "raw", archives=(archive,))
     assert list((tmp_path / "raw.download").iterdir()) == [] and not (tmp_path / "raw").exists()
 
