@@ -214,7 +214,6 @@ def _figure(found: ItemQuadrants, drawn: pd.DataFrame) -> dict[str, Any]:
                 **corner,
             }
         )
-    scale = {**_GRID, "type": "log", "tickformat": ".2~%", "dtick": "D2"}
     return {
         "data": [trace for trace in data if trace["x"]],
         "layout": {
@@ -224,12 +223,18 @@ def _figure(found: ItemQuadrants, drawn: pd.DataFrame) -> dict[str, Any]:
             "plot_bgcolor": "white",
             "legend": {"orientation": "h", "y": 1.02, "x": 0, "yanchor": "bottom", "itemsizing": "constant"},
             "hovermode": "closest",
-            "xaxis": {**scale, "title": {"text": "clicks per impression"}},
-            "yaxis": {**scale, "title": {"text": "conversions per click"}},
+            "xaxis": _axis(drawn["click_rate"], "clicks per impression"),
+            "yaxis": _axis(drawn["conversion_rate"], "conversions per click"),
             "shapes": shapes,
             "annotations": notes,
         },
     }
+
+
+def _axis(rates: pd.Series, title: str) -> dict[str, Any]:
+    """A log scale; over a wide range with ticks at 1, 2 and 5, which do not run into each other."""
+    wide = {"dtick": "D2"} if rates.max() > 6 * rates.min() else {}
+    return {**_GRID, **wide, "type": "log", "tickformat": ".2~%", "title": {"text": title}}
 
 
 def _trace(items: pd.DataFrame, name: str, color: str, most: int) -> dict[str, Any]:
