@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ranking.data.multi import split_multi
 from ranking.data.schema import Feature
 
 __all__ = ["FLOOR", "Segments", "centroid_profile", "floored", "list_profile", "over_indexing"]
@@ -183,7 +184,8 @@ def _exploded(column: pd.Series, feature: Feature) -> tuple[NDArray[np.int64], p
     """(place in the column, value) of every value, each once a user; missing ones left out."""
     values = column.reset_index(drop=True)
     if feature.kind == "multi":
-        values = values.str.split(feature.separator, regex=False).explode()
+        row, found, _ = split_multi(column, feature)
+        values = found.set_axis(row)
     values = values[values.notna() & (values.astype("str") != "")]
     if feature.kind == "multi" and len(values):
         pairs = pd.DataFrame({"user": values.index, "value": values.to_numpy()}).drop_duplicates()

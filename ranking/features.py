@@ -18,7 +18,6 @@ __all__ = ["MISSING", "OUT_OF_VOCABULARY", "Encoder", "Vocabulary"]
 
 MISSING = 0
 OUT_OF_VOCABULARY = 1
-MULTI_LIMIT = 16  # values of a multi-valued feature that are kept, by default
 Arrays = dict[str, np.ndarray]
 
 

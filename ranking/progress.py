@@ -8,7 +8,17 @@ import warnings
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 __all__ = ["Bars", "quiet"]
 
@@ -32,6 +42,14 @@ def quiet() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+class _Rate(ProgressColumn):
+    """How many a second, of what is more than one thing."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed and (task.total or 0) > 1 else "", style="progress.data.speed")
+
+
 class Bars:
     """A callable `(stage, done, total)` that draws a bar a stage; also a context manager.
 
@@ -46,6 +64,7 @@ class Bars:
             BarColumn(24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            _Rate(),
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}

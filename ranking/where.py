@@ -49,10 +49,17 @@ class Condition:
         else:
             codes, texts = pd.factorize(column)
             wanted = set(self.values)
-            split = feature.separator if feature.kind == "multi" else None
-            meets = [bool(wanted.intersection(text.split(split) if split else [text])) for text in map(str, texts)]
+            meets = [bool(wanted.intersection(_values(text, feature))) for text in map(str, texts)]
             among = np.append(meets, False).astype(bool)[codes]  # code -1, missing: the last
         return ~among if self.sign == "not in" else among
+
+
+def _values(text: str, feature: Feature) -> list[str]:
+    """The values in a text, without their weights."""
+    if feature.kind != "multi":
+        return [text]
+    values = text.split(feature.separator)
+    return [value.rpartition(feature.weights)[0] for value in values] if feature.weights else values
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranking.data.schema import Feature
@@ -212,6 +212,7 @@ def test_the_heaviest_values_are_kept():
             encoder.encode("item_tags", feature, pd.Series(["a:1", text]))
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.integers(0, 9)), max_size=9), max_size=6))
 def test_weighted_values_against_plain_python(rows):
     feature = Feature("tags", "item", "multi", weights=":", keep=4)

@@ -15,6 +15,7 @@ FEATURES = {
     "tags": Feature("tags", "user", "multi", separator="|"),
     "followers": Feature("followers", "user", "numeric"),
     "home town": Feature("home town", "user", "categorical"),
+    "likes": Feature("likes", "user", "multi", separator="|", weights=":"),
 }
 USERS = pd.DataFrame(
     {
@@ -22,6 +23,7 @@ USERS = pd.DataFrame(
         "tags": pd.Series(["a|b", "b", None, "abc"], dtype="str"),
         "followers": [10.0, 99.5, 100.0, np.nan],
         "home town": pd.Series(["New York", "Paris", "and", ""], dtype="str"),
+        "likes": pd.Series(["a:2|b:1", "b:0.5", None, "b:b:1"], dtype="str"),
     }
 )
 
@@ -42,6 +44,7 @@ def mask(text):
         ("age_range not in 18-24, 25-34", [0, 0, 1, 0]),
         ("tags = b", [1, 1, 0, 0]),  # one value of several is enough; abc is another value
         ("tags not in a,b", [0, 0, 1, 1]),
+        ("likes = b", [1, 1, 0, 0]),  # the weights are no part of the values; "b:b" is one
         ("followers >= 100", [0, 0, 1, 0]),  # a missing number is neither above nor below
         ("followers < 100", [1, 1, 0, 0]),
         ("followers<=99.5", [1, 1, 0, 0]),
