@@ -97,7 +97,7 @@ def test_syntax_is_refused(text):
 
 
 def test_what_the_attributes_cannot_answer():
-    with pytest.raises(UserError, match="age_range, tags, followers, home town. Received: 'ages'"):
+    with pytest.raises(UserError, match="age_range, tags, followers, home town, likes. Received: 'ages'"):
         mask("ages = 3")
     with pytest.raises(UserError, match="followers is a number. Received: 'many'"):
         mask("followers > many")
