@@ -43,10 +43,12 @@ class Checkpoint:
             found = json.loads((folder / DESCRIPTION).read_text())
             other = sorted(key for key in {*found, *self.fingerprint} if found.get(key) != self.fingerprint.get(key))
             if other:
+                both = [settings.get(other[0]) for settings in (self.fingerprint, found)]
+                plain = not any(isinstance(value, dict | list) for value in both)
+                received = f" Received: {other[0]}={both[0]!r}, not {both[1]!r}." if plain else ""
                 raise UserError(
                     f"{folder} is of another training, with other {', '.join(other)}: train as then, or pass "
-                    f"--overwrite to start anew. Received: {other[0]}={self.fingerprint.get(other[0])!r}, not "
-                    f"{found.get(other[0])!r}."
+                    f"--overwrite to start anew.{received}"
                 )
         elif overwrite:
             self.remove()

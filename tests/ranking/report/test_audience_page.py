@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import shutil
-import subprocess
 from copy import deepcopy
 from html.parser import HTMLParser
 
@@ -259,24 +257,6 @@ def test_text_of_the_data_stays_text(several):
     assert any(EVIL in text for text in parsed.text)
     labels = drawn(page)["who-0"]["layout"]["yaxis"]["ticktext"]
     assert all("<" not in label for label in labels) and "&lt;/script" in labels[0]
-
-
-@pytest.fixture
-def chromium(tmp_path):
-    """`(file, argument, ...) -> (standard output, standard error)` of a browser without a window or a network."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium on the PATH")
-
-    def look(path, *arguments: str) -> tuple[str, str]:
-        quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        alone = [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        line = [program, *quiet, *alone, "--enable-logging=stderr", "--v=0", *arguments, path.as_uri()]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
-
-    return look
 
 
 def test_a_browser_draws_it_without_an_error(several, tmp_path, chromium):
