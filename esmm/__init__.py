@@ -6,7 +6,7 @@ from esmm.counterfactual import DoublyRobust, InversePropensity
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 from esmm.model import STEPS, PositionBias, SharedTowers, build_esmm, feature_inputs, funnel_outputs, losses, targets
-from esmm.optimizers import RowAdagrad, RowAdam
+from esmm.optimizers import PassDecay, RowAdagrad, RowAdam
 from esmm.strategies import STRATEGIES, Strategy, value_weights
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "LogBinaryCrossentropy",
     "LogitBinaryCrossentropy",
     "MonotoneCalibration",
+    "PassDecay",
     "PositionBias",
     "RowAdagrad",
     "RowAdam",

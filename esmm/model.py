@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from esmm.architecture import Architecture
+from esmm.dropout import ByteDropout
 from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 from esmm.sharing import sharing_layer
@@ -76,7 +77,7 @@ class SharedTowers(keras.layers.Layer):
         hidden: list[keras.layers.Layer] = []
         for units in widths:
             hidden.append(keras.layers.Dense(units, activation="relu", dtype=self.dtype_policy))
-            hidden.append(keras.layers.Dropout(self.architecture.dropout, dtype=self.dtype_policy))
+            hidden.append(ByteDropout(self.architecture.dropout, dtype=self.dtype_policy))
         bias = keras.initializers.Constant(math.log(rate / (1 - rate)))
         logit = keras.layers.Dense(1, bias_initializer=bias, dtype=self.dtype_policy)
         return keras.Sequential([*hidden, logit], name=f"tower_{task}")

@@ -7,13 +7,14 @@ import keras
 from keras import ops
 
 from esmm.architecture import Architecture
+from esmm.dropout import ByteDropout
 
 __all__ = ["GatedExperts", "Hierarchy", "SharedBottom", "sharing_layer"]
 
 
 def _hidden(units: int, dropout: float, policy: Any) -> list[keras.layers.Layer]:
     dense = keras.layers.Dense(units, activation="relu", dtype=policy)
-    return [dense, keras.layers.Dropout(dropout, dtype=policy)]
+    return [dense, ByteDropout(dropout, dtype=policy)]
 
 
 @keras.saving.register_keras_serializable(package="esmm")
@@ -101,7 +102,7 @@ class GatedExperts(keras.layers.Layer):
             keras.layers.Dense(seen, activation="softmax", use_bias=False, dtype=self.dtype_policy, name=f"gate_{task}")
             for task in range(self.tasks)
         ]
-        self.drop = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
+        self.drop = ByteDropout(self.dropout, dtype=self.dtype_policy)
 
     def _experts(self, count: int, name: str) -> keras.layers.Dense:
         """Several experts side by side: one matrix product for all of them."""

@@ -22,7 +22,7 @@ class EsmmSettings:
         sharing, embedding_dim, towers, dropout, wide, l2, experts: as in `esmm.Architecture`.
         epochs: int. Passes at most; the calibrate window chooses how many, for each task apart.
         batch_size: int. Examples a step.
-        learning_rate: float. Of Adam.
+        learning_rate: float. Of Adam, at the start of a pass; a hundredth of it at its end.
         calibration: str. `"auto"`, `"platt"`, `"piecewise"` or `"none"`: the maps from trained to calibrated
             probabilities, fitted on the calibrate window; `"auto"` takes the two-number one where conversions are few.
         conversion_weight: float. What the conversion loss counts beside the click loss.
@@ -40,7 +40,7 @@ class EsmmSettings:
     experts: int = 4
     epochs: int = 2
     batch_size: int = 1024
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     calibration: str = "auto"
     conversion_weight: float = 1.0
     value_power: float = 0.0

@@ -3,15 +3,16 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
-from esmm.calibration import Calibration, calibrated
 
 import ranking
+from esmm.calibration import Calibration, calibrated
 from esmm.embedding import Feature
 from lookalike.similarity import LookalikeModel
 from ranking.atomic import atomic_directory
@@ -115,6 +116,7 @@ class Run:
     impressions: np.ndarray
     popularity: Popularity | None = None
     logistic: Logistic | None = None
+    _calls: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def features(self, *, similarity: bool = True) -> tuple[Feature, ...]:
         """The inputs of ESMM."""
@@ -143,6 +145,14 @@ class Run:
         """A calibrated ESMM."""
         return calibrated(self.models[variant][number], self.calibrations[variant][number])
 
+    def _call(self, variant: str, number: int) -> tuple[list[str], Callable[..., Any]]:
+        """The inputs of a calibrated ESMM and its graph, traced once."""
+        if (variant, number) not in self._calls:
+            esmm = self.model(variant, number)
+            graph = tf_function(lambda batch: np_stack(esmm(batch)))
+            self._calls[variant, number] = [tensor.name for tensor in esmm.inputs], graph
+        return self._calls[variant, number]
+
     def ranker(self) -> keras.Model:
         """The functional model with the five outputs."""
         _, k, h = self.state.centroids.shape
@@ -164,12 +174,10 @@ class Run:
             model: int. Which random seed.
             position: bool. Whether the logged positions are used: to judge against labels, yes; to rank, never.
         """
-        esmm = self.model(variant, model)
+        inputs, call = self._call(variant, model)
         scaled = self.scales.apply(arrays)
-        inputs = {tensor.name: None for tensor in esmm.inputs}
         if "position" in inputs and not (position and "position" in scaled):
             scaled["position"] = np.zeros(len(scaled["user_id"]), np.int32)
-        call = tf_function(lambda batch: np_stack(esmm(batch)))
         found = in_batches(call, {name: scaled[name] for name in inputs})
         return {"pctr": found[:, 0], "pcvr": found[:, 1], "pctcvr": found[:, 2]}
 

@@ -1,6 +1,7 @@
 """The last stage: ESMM on the impressions, with what the look-alike stages say of them."""
 
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from esmm.embedding import Feature
 from esmm.model import PositionBias, SharedTowers
-from esmm.optimizers import RowAdam
+from esmm.optimizers import PassDecay, RowAdam
 from ranking.batches import Progress, Steps, silent
 from ranking.board import Board
 from ranking.checkpoints import Checkpoint
@@ -145,9 +146,14 @@ class _Training:
         self._compile()
 
     def _compile(self) -> None:
-        optimizer = RowAdam(self.settings.learning_rate, epsilon=EPSILON)
+        optimizer = self._optimizer()
         self.model.compile(optimizer, self.strategy.losses(), loss_weights=self._loss_weights())
         optimizer.build(self.model.trainable_variables)
+
+    def _optimizer(self) -> RowAdam:
+        """Adam whose steps shrink within each pass: the last ones settle the level of rare conversions."""
+        steps = math.ceil(self.source.examples / self.settings.batch_size)
+        return RowAdam(PassDecay(self.settings.learning_rate, steps), epsilon=EPSILON)
 
     def _loss_weights(self) -> dict[str, float]:
         own, weights = self.settings.conversion_weight, self.strategy.loss_weights()
@@ -249,7 +255,7 @@ class _Training:
             self.model,
             self.source.spool,
             self.strategy.losses(),
-            optimizer=RowAdam(self.settings.learning_rate, epsilon=EPSILON),
+            optimizer=self._optimizer(),
             folder=folder,
             how=workers,
             loss_weights=self._loss_weights(),

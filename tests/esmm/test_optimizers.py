@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from esmm.optimizers import RowAdagrad, RowAdam
+from esmm.optimizers import PassDecay, RowAdagrad, RowAdam
 
 
 def step(optimizer, variable, rows, values):
@@ -169,3 +169,28 @@ def test_rejects_amsgrad():
 @pytest.mark.parametrize("optimizer", [RowAdam(0.02, epsilon=1e-6), RowAdagrad(0.02, initial_accumulator_value=0.5)])
 def test_config_round_trip(optimizer):
     assert type(optimizer).from_config(optimizer.get_config()).get_config() == optimizer.get_config()
+
+
+def test_the_rate_falls_within_each_pass_by_hand():
+    # 0.4 (1 - 0.75 * step / 3): 0.4, 0.3, 0.2; then the next pass
+    schedule = PassDecay(0.4, steps=3, final=0.25)
+    assert [float(schedule(step)) for step in range(5)] == pytest.approx([0.4, 0.3, 0.2, 0.4, 0.3])
+
+
+def test_a_schedule_is_saved_with_its_optimizer():
+    again = RowAdam.from_config(RowAdam(PassDecay(0.4, steps=3)).get_config())
+    assert again._learning_rate.get_config() == {"initial_learning_rate": 0.4, "steps": 3, "final": 0.01}
+
+
+@pytest.mark.parametrize(
+    "arguments, rule",
+    [
+        ((0.0, 3), "`initial_learning_rate` should be positive. Received: 0.0"),
+        ((float("nan"), 3), "`initial_learning_rate` should be positive"),
+        ((0.1, 0), "`steps` should be a positive integer. Received: steps=0"),
+        ((0.1, 3, 1.5), r"`final` should be in \[0, 1\]. Received: final=1.5"),
+    ],
+)
+def test_schedules_refused(arguments, rule):
+    with pytest.raises(ValueError, match=rule):
+        PassDecay(*arguments)
