@@ -38,7 +38,7 @@ class EsmmSettings:
     wide: bool = True
     l2: float = 0.0
     experts: int = 4
-    epochs: int = 2
+    epochs: int = 4
     batch_size: int = 1024
     learning_rate: float = 5e-3
     calibration: str = "auto"
