@@ -1,5 +1,6 @@
 """One process of a training on several workers; started by `ranking.workers`."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -69,7 +70,8 @@ class _Training:
         self.plan, self.index = plan, index
         self.spool = Spool(plan.spool)
         self.model = keras.models.load_model(plan.model, compile=False)
-        self.optimizer = keras.saving.deserialize_keras_object(plan.optimizer)
+        # A copy: Keras puts the schedule that it makes into the settings it was given.
+        self.optimizer = keras.saving.deserialize_keras_object(copy.deepcopy(plan.optimizer))
         losses = {name: keras.saving.deserialize_keras_object(loss) for name, loss in plan.losses.items()}
         self.step = training_step(self.model, self.optimizer, losses, loss_weights=plan.loss_weights)
         inputs = [tensor.name for tensor in self.model.inputs]
