@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -42,6 +43,7 @@ def run():
     group = np.arange(USERS) % 3
     ends = np.eye(3, DIM) * 2
     vectors = (ends[group] + 0.4 * generator.normal(size=(USERS, DIM))).astype(np.float32)
+    keras.utils.set_random_seed(0)
     lookalike = LookalikeModel(user_dim=DIM, hidden=8, dropout=0.0)
     lookalike.build()
     lookalike.projection.kernel.assign(np.eye(DIM, 8))  # nothing is learned here: directions stay what they are

@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="is not a run folder: it has no run.json"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="format should be 1. Received: 99; train again"):
+    with pytest.raises(UserError, match="format should be 2. Received: 99; train again"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{half")
     with pytest.raises(UserError, match="run.json should be JSON"):
