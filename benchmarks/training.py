@@ -1,10 +1,11 @@
 """Measures how fast ESMM trains and scores, beside the same network of DeepCTR, and what it has then learned.
 
-python benchmarks/training.py [--examples 500000] [--batch-size 1024] [--rows 5000000] [--quick] [--output FILE]
+python benchmarks/training.py [--examples 500000] [--batch-size 1024] [--rows 5000000] [--cores 1] [--quick]
 
 Generated impressions of 12 ids (10 to 200,000 values, Zipf) and 4 numbers, with their truth; embeddings of 18, towers
 of 360-200-80, float32, Adam at 1e-3, one epoch. Every contender has a process of its own, one after the other: CPU
-seconds are those of the process, all threads, while it trains; memory is its peak. Both libraries score in batches of
+seconds are those of the process, all threads, while it trains (with `--cores 1` none of them waits for another, and two
+cores that are one to the machine below do not share it); memory is its peak. Both libraries score in batches of
 4096 by one traced function. With `--rows` the speed alone is measured, with tables of so many rows. The floor is what
 the matrix products alone would take, forward and backward.
 
@@ -321,10 +322,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[5_000_000], help="table rows to measure the speed at")
     parser.add_argument("--jit", choices=["auto", "on", "off"], default="auto", help="XLA for ours")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cores", type=int, default=0, help="run on so many cores only; 0: on all")
     parser.add_argument("--quick", action="store_true", help="60,000 examples, tables of 1,000,000 rows")
     parser.add_argument("--output", type=Path, default=None, help="where to write the numbers as JSON")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
+    if args.cores:  # what is started from here inherits it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     if args.one:
         found = floor(args) if args.one == "floor" else measure(args.one, args.rows[0], args)
         args.output.write_text(json.dumps(found))
