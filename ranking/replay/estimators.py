@@ -125,7 +125,7 @@ class E0LabelNDCG:
         return RankSums(
             offsets=np.concatenate([first, [len(rows)]]).astype(np.int64),
             terms=np.ascontiguousarray(_stack(score_terms(log, production))[:, rows]),
-            examination=discount,
+            gains=discount[None],
             slots=size,
             coefficients=coefficients,
             counted=counted,
@@ -200,7 +200,7 @@ class E3ExposureIPS:
         return RankSums(
             offsets=log.offsets,
             terms=_stack(score_terms(log, production)),
-            examination=theta,
+            gains=theta[None],
             slots=slots,
             coefficients=coefficients,
             counted={name: log.mature if name in late else everything for name in coefficients},

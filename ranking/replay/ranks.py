@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numba
 import numpy as np
 
-__all__ = ["RankSums"]
+__all__ = ["MATCH", "RankSums"]
+
+MATCH = -1  # in `gain_of`: worth 1 where the new place is the logged one, else 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -26,7 +28,7 @@ def _rank(scores, i):
 
 
 @numba.njit(nogil=True, cache=True)
-def _rank_sums(offsets, terms, settings, examination, slots, needed, coefficients, out):
+def _rank_sums(offsets, terms, settings, gains, gain_of, slots, place, needed, coefficients, out):
     """Fills `out [O, R, S]`; requests outside and settings inside, so that a request's terms stay in the L1 cache."""
     buffer = np.empty(np.max(offsets[1:] - offsets[:-1]), np.float32)
     totals = np.empty(len(coefficients), np.float64)
@@ -50,7 +52,10 @@ def _rank_sums(offsets, terms, settings, examination, slots, needed, coefficient
                 rank = _rank(scores, row)
                 if rank < slots[request]:
                     for output in range(totals.size):
-                        totals[output] += examination[rank] * coefficient[output, row]
+                        if gain_of[output] >= 0:
+                            totals[output] += gains[gain_of[output], rank] * coefficient[output, row]
+                        elif rank == place[start + row]:
+                            totals[output] += coefficient[output, row]
             for output in range(totals.size):
                 out[output, request, setting] = totals[output]
 
@@ -62,25 +67,34 @@ class RankSums:
     Every estimator and every support gate of the replay has this one form, with `sigma` the new order of **all**
     candidates of request `r`:
 
-        v_r = sum_i coefficient(i) * examination(sigma(i)),   examination = 0 from slots_r on
+        v_r = sum_i coefficient(i) * gain(sigma(i)),   gain = 0 from slots_r on
 
     Args:
         offsets: int64 `[R + 1]`. The candidates of each request.
         terms: float32 `[J, n]`. `z_j` of the fusion: scores are linear in the weights.
-        examination: float64 `[K]`. How much each place is looked at (or its discount).
         slots: int64 `[R]`. How many places each request has, at most `K`.
-        coefficients: dict of str to float32 `[n]`. A number a candidate, for each output.
-        counted: dict of str to bool `[R]`. Which requests an output is averaged over.
         cluster: int64 `[R]`. The user (what intervals resample).
+        gains: float64 `[G, K]`. What a place is worth: how much it is looked at, or a discount.
+        coefficients: dict of str to float32 `[n]`. A number a candidate, for each output.
+        gain_of: dict of str to int. Which row of `gains` an output is worth; `MATCH`: 1 where the new place is `place`,
+            else 0. Defaults to the first row for each.
+        counted: dict of str to bool `[R]`. Which requests an output is averaged over. Defaults to all of them.
+        ratios: dict of str to str. Outputs whose mean is divided by the mean of another. Defaults to none.
+        place: int32 `[n]` or None. Where each candidate was shown, for `MATCH`.
+        category: int32 `[n]` or None. Adds the output `"diversity"`.
     """
 
     offsets: np.ndarray
     terms: np.ndarray
-    examination: np.ndarray
     slots: np.ndarray
-    coefficients: dict[str, np.ndarray]
-    counted: dict[str, np.ndarray]
     cluster: np.ndarray
+    gains: np.ndarray
+    coefficients: dict[str, np.ndarray]
+    gain_of: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, np.ndarray] = field(default_factory=dict)
+    ratios: dict[str, str] = field(default_factory=dict)
+    place: np.ndarray | None = None
+    category: np.ndarray | None = None
 
     def values(self, settings: np.ndarray, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The outputs of every request under every setting.
@@ -98,12 +112,15 @@ class RankSums:
         names = list(self.coefficients) if names is None else list(names)
         coefficients = np.stack([self.coefficients[name] for name in names]).astype(np.float32)  # [O, n]
         out = np.empty((len(names), len(self.offsets) - 1, len(settings)), np.float32)
+        gains = np.asarray(self.gains, np.float64)
         _rank_sums(
             self.offsets,
             self.terms,
             settings,
-            np.asarray(self.examination, np.float64),
-            np.minimum(self.slots, len(self.examination)),
+            gains,
+            np.array([self.gain_of.get(name, 0) for name in names], np.int64),
+            np.minimum(self.slots, gains.shape[1]),
+            np.full(self.terms.shape[1], -1, np.int32) if self.place is None else self.place,
             coefficients.any(axis=0),
             coefficients,
             out,

@@ -15,9 +15,9 @@ def reference(sums: RankSums, settings_: np.ndarray) -> dict[str, np.ndarray]:
             score = score + np.float32(weight) * term
         for r, (start, stop) in enumerate(zip(sums.offsets[:-1], sums.offsets[1:], strict=True)):
             order = np.argsort(-score[start:stop], kind="stable")[: sums.slots[r]]
-            order = order[: len(sums.examination)]
+            order = order[: sums.gains.shape[1]]
             for name, coefficient in sums.coefficients.items():
-                out[name][s, r] = sums.examination[: len(order)] @ coefficient[start:stop][order]
+                out[name][s, r] = sums.gains[0][: len(order)] @ coefficient[start:stop][order]
     return out
 
 
@@ -31,7 +31,7 @@ def make_sums(seed: int, values: int = 0) -> RankSums:
     return RankSums(
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         terms=terms.astype(np.float32),
-        examination=np.array([1.0, 0.7, 0.2]),
+        gains=np.array([[1.0, 0.7, 0.2]]),
         slots=np.minimum(sizes, rng.integers(1, 4, 7)),
         coefficients=coefficients,
         counted={},
@@ -59,7 +59,7 @@ def test_by_hand():
     sums = RankSums(
         offsets=np.array([0, 4]),
         terms=np.array([[1, 3, 3, 2]], np.float32),
-        examination=np.array([1.0, 0.5, 0.25]),
+        gains=np.array([[1.0, 0.5, 0.25]]),
         slots=np.array([2]),
         coefficients={"a": np.array([10, 20, 30, 40], np.float32)},
         counted={},
