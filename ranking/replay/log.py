@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import hashlib
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ranking.errors import UserError
+from ranking.replay import reading
 
 if TYPE_CHECKING:
     from ranking.data.tables import Dataset
 
-__all__ = ["LONG_TAIL_SHARE", "NEW_DAYS", "ReplayLog"]
+__all__ = ["METHODS", "Examination", "ReplayLog"]
 
-PARTS = ("similarity", "pctr", "pcvr", "price")
-NEW_DAYS = 7  # an item is new for so long after its birth
-LONG_TAIL_SHARE = 0.8  # the most shown items that hold this share of the impressions are the head; others the long tail
-_DAY_MS = 86_400_000
-_MAX_UNMATCHED = 0.1
+METHODS = ("stated", "estimated", "harvested")
+_PER_REQUEST = ("request_id", "timestamp", "user", "mature", "segment", "temperature", "epsilon")
+_ROW_COLUMNS = ("item", "position", "click", "conversion", "value", "new")
+_OPTIONAL_ROW_COLUMNS = ("exposure_propensity", "position_propensity", "logged_score", "category")
+# Chosen by the reader, or estimated: readings of one log that differ in these have one hash.
+_NOT_LOGGED = ("segment", "segment_column", "category", "category_column", "category_names", "new", "counts", "places")
+_OF_EXAMINATION = ("examination", "examination_covariance", "examination_method", "exposure_propensity")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """P(the user looks at a place), against the first place.
+
+    Args:
+        theta: float64 `[K]`. The first is 1.
+        covariance: float64 `[K, K]` or None. Of the estimate; None where theta is taken as stated.
+        method: str. `"stated"`, `"estimated"` (from exact propensities) or `"harvested"`.
+        clicks: int. Clicks that told about the places. Defaults to `0`.
+    """
+
+    theta: np.ndarray
+    covariance: np.ndarray | None
+    method: str
+    clicks: int = 0
+
+    def __post_init__(self) -> None:
+        theta = np.asarray(self.theta, np.float64)
+        if theta.ndim != 1 or not theta.size or not np.isfinite(theta).all() or theta.min() <= 0 or theta[0] != 1:
+            raise UserError(f"`theta` should be positive numbers, the first 1. Received: theta={theta.tolist()}.")
+        if self.method not in METHODS:
+            raise UserError(f"`method` should be one of {list(METHODS)}. Received: method={self.method!r}.")
+        if self.covariance is not None and np.shape(self.covariance) != (theta.size, theta.size):
+            shape = np.shape(self.covariance)
+            raise ValueError(f"`covariance` should be {theta.size} x {theta.size}. Received: {shape}.")
 
 
 @dataclass(frozen=True)
@@ -42,10 +74,24 @@ class ReplayLog:
         exposure_propensity: float64 `[n]` or None. Expected examination under the logging policy.
         position_propensity: float64 `[n]` or None. P(this item at this position), NaN where not shown.
         logged_score: float32 `[n]` or None. The score as served.
-        examination: float64 `[slots]` or None. P(the user looks at position k), as stated by the log.
+        examination: float64 `[K]` or None. P(the user looks at position k).
         exploration: tuple of str. The kinds of exploration that occur.
         window: tuple of int. Start and end, half-open.
         counts: dict of str to int. What was masked or found odd on the way in.
+        segment: object `[R]` or None. The segment of each request.
+        segment_column: str. Where it was read from.
+        category: int32 `[n]` or None. An index of `category_names`, -1 where the item has none.
+        category_column: str. Where it was read from.
+        category_names: list of str.
+        item_id: Index. The id of each item index.
+        user_id: Index. The id of each user index.
+        temperature: float64 `[R]` or None. Of a Plackett-Luce policy; NaN where the request had another.
+        epsilon: float64 `[R]` or None. Chance of a uniform order (0: sorted by score, 1: uniform); NaN where the
+            request had a Plackett-Luce policy, or where nobody knows.
+        places: float32 `[shown, K]` or None. P(this row at place k) for the rows of
+            `np.flatnonzero(position >= 0)`, where score and policy tell it.
+        examination_covariance: float64 `[K, K]` or None. Of an estimated examination.
+        examination_method: str. `"stated"`, `"estimated"` or `"harvested"`.
     """
 
     offsets: np.ndarray
@@ -67,22 +113,63 @@ class ReplayLog:
     exploration: tuple[str, ...] = ("none",)
     window: tuple[int, int] = (0, 0)
     counts: dict[str, int] = field(default_factory=dict)
+    segment: np.ndarray | None = None
+    segment_column: str = ""
+    category: np.ndarray | None = None
+    category_column: str = ""
+    category_names: list[str] = field(default_factory=list)
+    item_id: pd.Index = field(default_factory=lambda: pd.RangeIndex(0))
+    user_id: pd.Index = field(default_factory=lambda: pd.RangeIndex(0))
+    temperature: np.ndarray | None = None
+    epsilon: np.ndarray | None = None
+    places: np.ndarray | None = None
+    examination_covariance: np.ndarray | None = None
+    examination_method: str = "stated"
 
     def __post_init__(self) -> None:
         requests, rows = len(self.offsets) - 1, int(self.offsets[-1])
         if requests < 1:
             raise UserError(f"The window {self.window} should hold at least one request. Received: 0.")
-        for name in ("request_id", "timestamp", "user", "mature"):
-            if len(getattr(self, name)) != requests:
-                raise ValueError(f"`{name}` should have {requests} rows. Received: {len(getattr(self, name))}.")
-        per_row = {name: getattr(self, name) for name in ("item", "position", "click", "conversion", "value", "new")}
-        for name, column in {**per_row, **self.parts}.items():
-            if len(column) != rows:
-                raise ValueError(f"`{name}` should have {rows} rows. Received: {len(column)}.")
+        for name in _PER_REQUEST:
+            self._check_length(name, getattr(self, name), requests)
+        for name in (*_ROW_COLUMNS, *_OPTIONAL_ROW_COLUMNS):
+            self._check_length(name, getattr(self, name), rows)
+        for name, column in self.parts.items():
+            self._check_length(name, column, rows)
         if not self.parts:
             raise UserError("A replay needs at least one of the score parts similarity, pctr, pcvr, price in the log.")
         if np.any(self.conversion > self.click):
             raise UserError("`conversion` should be 1 only where `click` is 1 in a replay log.")
+        if self.category is not None and self.category.max(initial=-1) >= len(self.category_names):
+            most = len(self.category_names) - 1
+            raise ValueError(f"`category` should be in -1 .. {most}. Received: {self.category.max()}.")
+        for name in ("item", "user"):
+            codes = getattr(self, name)
+            if len(getattr(self, f"{name}_id")) == 0 and len(codes):
+                object.__setattr__(self, f"{name}_id", pd.RangeIndex(int(codes.max()) + 1))
+            elif codes.max(initial=-1) >= len(getattr(self, f"{name}_id")):
+                size = len(getattr(self, f"{name}_id"))
+                raise ValueError(f"`{name}` should be an index of `{name}_id`, below {size}. Received: {codes.max()}.")
+        self._check_examination()
+
+    @staticmethod
+    def _check_length(name: str, column: np.ndarray | None, wanted: int) -> None:
+        if column is not None and len(column) != wanted:
+            raise ValueError(f"`{name}` should have {wanted} rows. Received: {len(column)}.")
+
+    def _check_examination(self) -> None:
+        if self.places is not None:
+            self._check_length("places", self.places, int((self.position >= 0).sum()))
+            if self.places.ndim != 2 or self.places.shape[1] <= self.position.max():
+                columns = int(self.position.max()) + 1
+                raise ValueError(f"`places` should have at least {columns} columns. Received: {self.places.shape}.")
+        if self.examination_method not in METHODS:
+            raise ValueError(f"`examination_method` should be one of {METHODS}. Received: {self.examination_method!r}.")
+        if self.examination_covariance is not None:
+            size = 0 if self.examination is None else len(self.examination)
+            if self.examination_covariance.shape != (size, size):
+                shape = self.examination_covariance.shape
+                raise ValueError(f"`examination_covariance` should be {size} x {size}. Received: {shape}.")
 
     @property
     def requests(self) -> int:
@@ -99,9 +186,99 @@ class ReplayLog:
         """How many candidates each request showed, int64 `[R]`."""
         return np.bincount(self.request_of_row[self.position >= 0], minlength=self.requests)
 
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of what was logged, in hexadecimal: not of the examination, segments and categories read into it."""
+        digest = hashlib.sha256()
+        for name in sorted(column.name for column in fields(self)):
+            if name not in (*_NOT_LOGGED, *_OF_EXAMINATION):
+                digest.update(name.encode())
+                _update(digest, getattr(self, name))
+        return digest.hexdigest()
+
+    def take(self, requests: np.ndarray) -> ReplayLog:
+        """Some of the requests; the window stays.
+
+        Args:
+            requests: int array (in the order wanted) or bool array `[R]`.
+        """
+        chosen = np.arange(self.requests)[np.asarray(requests)]
+        size = np.diff(self.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], size)
+        changes: dict[str, Any] = {"offsets": offsets}
+        for name in _PER_REQUEST:
+            column = getattr(self, name)
+            changes[name] = None if column is None else column[chosen]
+        for name in (*_ROW_COLUMNS, *_OPTIONAL_ROW_COLUMNS):
+            column = getattr(self, name)
+            changes[name] = None if column is None else column[rows]
+        changes["parts"] = {name: column[rows] for name, column in self.parts.items()}
+        if self.places is not None:
+            shown = self.position >= 0
+            changes["places"] = self.places[(np.cumsum(shown) - 1)[rows[shown[rows]]]]
+        changes["counts"] = {"immature_requests": int((~changes["mature"]).sum())}
+        return replace(self, **changes)
+
+    def with_theta(self, theta: np.ndarray) -> ReplayLog:
+        """The log under another examination, cheaply: for derivatives by finite differences.
+
+        The exposure of shown rows is exact, `places @ theta`. Those of the other rows of a request are scaled by one
+        factor so that all of them still add up to the examination of its places.
+
+        Raises:
+            UserError: the log has no `places`.
+        """
+        theta = np.asarray(theta, np.float64)
+        if self.places is None or self.exposure_propensity is None:
+            raise UserError(
+                "Another examination needs the score as served and the policy (exploration, temperature or epsilon) of "
+                "each request: without them exposure propensities cannot be made again."
+            )
+        if len(theta) != self.places.shape[1]:
+            raise ValueError(f"`theta` should have {self.places.shape[1]} places. Received: {len(theta)}.")
+        shown = self.position >= 0
+        exposure = self.exposure_propensity.copy()
+        exposure[shown] = self.places @ theta
+        request = self.request_of_row
+        total = np.concatenate([[0.0], np.cumsum(theta)])[self.slots]
+        left = total - np.bincount(request[shown], weights=exposure[shown], minlength=self.requests)
+        hidden = np.bincount(request[~shown], weights=exposure[~shown], minlength=self.requests)
+        factor = np.divide(np.maximum(left, 0), hidden, out=np.ones(self.requests), where=hidden > 0)
+        exposure[~shown] *= factor[request[~shown]]
+        return replace(self, examination=theta, exposure_propensity=exposure, examination_covariance=None)
+
+    def with_examination(self, examination: Examination) -> ReplayLog:
+        """The log under an examination of its own: theta, its covariance, and exposure propensities made with it.
+
+        A log without exposure propensities gets the theta only.
+
+        Raises:
+            UserError: a place of the log has no theta, or exposure propensities cannot be made again.
+        """
+        places = int(self.position.max()) + 1 if self.places is None else self.places.shape[1]
+        theta, covariance = np.asarray(examination.theta, np.float64), examination.covariance
+        if len(theta) < places:
+            raise UserError(
+                f"`examination` should have each of the {places} places of the log. Received: {len(theta)}."
+            )
+        if self.places is not None:
+            theta = theta[:places]
+            covariance = None if covariance is None else np.asarray(covariance)[:places, :places]
+        found = self if self.exposure_propensity is None else self.with_theta(theta)
+        return replace(
+            found, examination=theta, examination_covariance=covariance, examination_method=examination.method
+        )
+
     @classmethod
     def from_dataset(
-        cls, dataset: Dataset, window: str | tuple[int, int], parts: dict[str, np.ndarray] | None = None
+        cls,
+        dataset: Dataset,
+        window: str | tuple[int, int],
+        parts: dict[str, np.ndarray] | None = None,
+        *,
+        segment: str | None = None,
+        category: str | None = None,
     ) -> ReplayLog:
         """Reads one window of a dataset.
 
@@ -112,6 +289,8 @@ class ReplayLog:
             window: str or tuple of int. Name of a window of the dataset, or half-open bounds in ms.
             parts: dict of str to array. Score parts of another model, one row for each candidate (or impression) of
                 the window, in the table's order. Defaults to the parts in the `candidates` table.
+            segment: str. A categorical column of `requests`, else of `users`. Defaults to none.
+            category: str. A categorical column of `items`; of a multi column, the first value. Defaults to none.
 
         Returns:
             A `ReplayLog`, requests in time order.
@@ -119,8 +298,8 @@ class ReplayLog:
         Raises:
             UserError: an unknown window, no request in it, no score parts, or labels that do not join.
         """
-        start, end = _bounds(dataset, window)
-        requests = _requests(dataset, start, end)
+        start, end = reading.window_bounds(dataset, window)
+        requests = reading.requests_of(dataset, start, end)
         has_candidates = dataset.has("candidates")
         rows = dataset.candidates if has_candidates else dataset.impressions
         request = pd.Index(requests["request_id"]).get_indexer(rows["request_id"])
@@ -132,12 +311,13 @@ class ReplayLog:
         rows, request = rows.iloc[inside[order]], request[inside[order]]
         kept, request = np.unique(request, return_inverse=True)
         requests = requests.iloc[kept]
-        labels, unmatched = _labels(dataset, rows)
-        position = _column(rows, "position", -1).astype(np.int32) if has_candidates else _order_in_slate(rows, request)
+        labels, unmatched = reading.labels_of(dataset, rows)
         timestamp = requests["timestamp"].to_numpy(np.int64)
-        mature = _mature(dataset, timestamp)
+        mature = reading.mature_requests(dataset, timestamp)
         kinds = requests["exploration"].astype(str).unique() if "exploration" in requests else ["none"]
         examination = dataset.schema.examination
+        user, user_id = pd.factorize(requests["user_id"])
+        item, item_id = pd.factorize(rows["item_id"])
 
         def optional(name: str, dtype: type) -> np.ndarray | None:
             return rows[name].to_numpy(dtype) if has_candidates and name in rows else None
@@ -146,13 +326,13 @@ class ReplayLog:
             offsets=np.concatenate([[0], np.cumsum(np.bincount(request, minlength=len(kept)))]).astype(np.int64),
             request_id=requests["request_id"].to_numpy(),
             timestamp=timestamp,
-            user=pd.factorize(requests["user_id"])[0].astype(np.int64),
-            parts=_parts(rows, parts, order),
-            item=pd.factorize(rows["item_id"])[0].astype(np.int64),
-            position=position,
+            user=user.astype(np.int64),
+            parts=reading.score_parts(rows, parts, order),
+            item=item.astype(np.int64),
+            position=reading.position_of(rows, request, has_candidates),
             **labels,
             mature=mature,
-            new=_new(dataset, rows["item_id"], timestamp[request], start),
+            new=reading.new_rows(dataset, rows["item_id"], timestamp[request], start),
             exposure_propensity=optional("exposure_propensity", np.float64),
             position_propensity=optional("position_propensity", np.float64),
             logged_score=optional("score", np.float32),
@@ -160,114 +340,25 @@ class ReplayLog:
             exploration=tuple(sorted(kinds)),
             window=(start, end),
             counts={"immature_requests": int((~mature).sum()), "shown_without_impression": unmatched},
+            **reading.segment_of(dataset, requests, segment),
+            **reading.category_of_row(dataset, item, item_id, category),
+            item_id=pd.Index(item_id),
+            user_id=pd.Index(user_id),
+            **reading.policy_of(requests),
         )
 
 
-def _bounds(dataset: Dataset, window: str | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(window, str):
-        if window not in dataset.schema.windows:
-            raise UserError(
-                f"`window` should be one of {sorted(dataset.schema.windows)} of dataset.toml. Received: {window!r}."
-            )
-        window = dataset.schema.windows[window]
-    return int(window[0]), int(window[1])
-
-
-def _requests(dataset: Dataset, start: int, end: int) -> pd.DataFrame:
-    """One row a request of the window, in time order: request_id, timestamp, user_id, exploration."""
-    if dataset.has("requests"):
-        requests = dataset.requests
+def _update(digest: Any, value: Any) -> None:
+    """Feeds one field to the digest: arrays by their bytes, ids and texts by their characters."""
+    if isinstance(value, dict):
+        for name in sorted(value):
+            digest.update(name.encode())
+            _update(digest, value[name])
+        return
+    if isinstance(value, pd.Index):
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        digest.update(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
     else:
-        requests = dataset.impressions[["request_id", "timestamp", "user_id"]].drop_duplicates("request_id")
-    requests = requests[(requests["timestamp"] >= start) & (requests["timestamp"] < end)]
-    if requests["request_id"].duplicated().any():
-        raise UserError("requests: `request_id` should be unique.")
-    return requests.sort_values("timestamp", kind="stable")
-
-
-def _column(rows: pd.DataFrame, name: str, missing: float) -> np.ndarray:
-    if name not in rows:
-        raise UserError(f"candidates: the column `{name}` is missing, a replay needs it.")
-    return rows[name].fillna(missing).to_numpy()
-
-
-def _order_in_slate(rows: pd.DataFrame, request: np.ndarray) -> np.ndarray:
-    """Positions of shown impressions: as logged where logged, else the order of the table."""
-    if "position" in rows and rows["position"].notna().all() and (rows["position"] >= 0).all():
-        return rows["position"].to_numpy(np.int32)
-    first = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
-    return (np.arange(len(request)) - np.repeat(first, np.diff(np.r_[first, len(request)]))).astype(np.int32)
-
-
-def _labels(dataset: Dataset, rows: pd.DataFrame) -> tuple[dict[str, np.ndarray], int]:
-    """Labels aligned with `rows`, and the number of shown rows that have no impression."""
-    impressions, unmatched = rows, 0
-    if dataset.has("candidates"):
-        keys = ["request_id", "item_id"]
-        if dataset.impressions.duplicated(keys).any():
-            raise UserError("impressions: (request_id, item_id) should be unique to join with candidates.")
-        wanted = [*keys, *(name for name in ("click", "conversion", "value") if name in dataset.impressions)]
-        impressions = rows[keys].merge(dataset.impressions[wanted], on=keys, how="left", validate="many_to_one")
-        shown = rows["position"].to_numpy() >= 0
-        unmatched = int((shown & impressions["click"].isna().to_numpy()).sum())
-        if unmatched > _MAX_UNMATCHED * shown.sum():
-            raise UserError(
-                f"candidates: {unmatched} of {shown.sum()} shown rows have no impression with the same (request_id, "
-                "item_id); at most one in ten may be without."
-            )
-    click = impressions["click"].fillna(0).to_numpy(np.int8)
-    conversion = np.zeros_like(click)
-    if "conversion" in impressions:
-        conversion = impressions["conversion"].fillna(0).to_numpy(np.int8)
-    value = np.zeros(len(click), np.float32)
-    if "value" in impressions:
-        value = np.where(conversion == 1, impressions["value"].fillna(0).to_numpy(np.float32), 0).astype(np.float32)
-    return {"click": click, "conversion": conversion, "value": value}, unmatched
-
-
-def _mature(dataset: Dataset, timestamp: np.ndarray) -> np.ndarray:
-    """Whether the attribution window of conversions was over when the log was last observed."""
-    attribution = max(dataset.schema.attribution_ms.values(), default=0)
-    if dataset.schema.time == "ordinal" or not attribution:
-        return np.ones(len(timestamp), bool)
-    return timestamp + attribution <= dataset.observed_until
-
-
-def _parts(rows: pd.DataFrame, parts: dict[str, np.ndarray] | None, order: np.ndarray) -> dict[str, np.ndarray]:
-    if parts is None:
-        given = {name: rows[name].to_numpy(np.float32) for name in (*PARTS, "has_similarity") if name in rows}
-        if not given:
-            raise UserError(
-                "The dataset has no candidates table with similarity, pctr, pcvr or price: pass `parts`, the score "
-                "parts of a trained model for the rows of this window."
-            )
-    else:
-        unknown = set(parts) - {*PARTS, "has_similarity"}
-        if unknown:
-            raise UserError(f"`parts` should be among {[*PARTS, 'has_similarity']}. Received: {sorted(unknown)}.")
-        for name, column in parts.items():
-            if len(column) != len(order):
-                raise UserError(f"`parts[{name!r}]` should have {len(order)} rows. Received: {len(column)}.")
-        given = {name: np.asarray(column, np.float32)[order] for name, column in parts.items()}
-    if "similarity" in given:
-        known = given.pop("has_similarity", np.ones(len(order), np.float32)) > 0
-        known &= np.isfinite(given["similarity"])
-        given["similarity"] = np.where(known, given["similarity"], 0).astype(np.float32)
-        given["has_similarity"] = known.astype(np.float32)
-    if "price" in given and np.isnan(given["price"]).all():
-        del given["price"]
-    return given
-
-
-def _new(dataset: Dataset, item: pd.Series, timestamp: np.ndarray, start: int) -> np.ndarray:
-    """Born in the last `NEW_DAYS` days, or not among the items that hold most of the impressions so far."""
-    past = dataset.impressions
-    earlier = past["timestamp"] < start
-    counts = (past[earlier] if earlier.any() else past)["item_id"].value_counts(sort=True, ascending=False)
-    before = (counts.cumsum() - counts) / max(counts.sum(), 1)  # share held by the items shown more
-    new = ~item.isin(counts.index[before < LONG_TAIL_SHARE]).to_numpy()
-    if dataset.schema.time != "ordinal" and dataset.has("items") and "born" in dataset.items:
-        born = item.map(dataset.items.set_index("item_id")["born"]).to_numpy(np.float64)
-        age = timestamp - born
-        new |= (born >= 0) & (age >= 0) & (age < NEW_DAYS * _DAY_MS)
-    return new
+        digest.update("\0".join(map(str, np.asarray(value, object).ravel())).encode())

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ranking.fusion import FusionWeights, terms
@@ -56,25 +57,27 @@ def make_world(
     z = terms(parts, production)
     score = sum(np.float32(weight) * z[name] for name, weight in production.weights.items()).astype(np.float32)
     position = np.full(n, -1, np.int32)
-    exposure, place = np.zeros(n), np.full(n, np.nan)
+    exposure, place, places = np.zeros(n), np.full(n, np.nan), np.zeros((n, len(THETA)))
     for start in offsets[:-1]:
         rows = slice(start, start + candidates)
         logits = score[rows].astype(np.float64) / temperature
         chance = plackett_luce_propensities(logits, len(THETA))  # [candidates, slots]
-        exposure[rows] = chance @ THETA
+        exposure[rows], places[rows] = chance @ THETA, chance
         order = np.argsort(-(logits + rng.gumbel(size=candidates)))[: len(THETA)]
         position[start + order] = np.arange(len(THETA))
         place[start + order] = chance[order, np.arange(len(THETA))]
     looked = (position >= 0) & (rng.random(n) < np.where(position >= 0, THETA[position], 0))
     click = looked & (rng.random(n) < pctr)
     conversion = click & (rng.random(n) < pcvr)
+    user = rng.integers(0, users, requests)
+    item = rng.integers(0, 200, n)
     log = ReplayLog(
         offsets=offsets,
         request_id=np.arange(requests),
         timestamp=np.arange(requests),
-        user=rng.integers(0, users, requests),
+        user=user,
         parts=parts,
-        item=rng.integers(0, 200, n),
+        item=item,
         position=position,
         click=click.astype(np.int8),
         conversion=conversion.astype(np.int8),
@@ -87,6 +90,16 @@ def make_world(
         examination=THETA,
         exploration=("plackett_luce",),
         window=(0, requests),
+        segment=np.array(["new", "regular", "loyal"], object)[user % 3],
+        segment_column="segment",
+        category=(item % 8).astype(np.int32),
+        category_column="category",
+        category_names=[f"category-{code}" for code in range(8)],
+        item_id=pd.Index([f"item-{code:03}" for code in range(200)]),
+        user_id=pd.RangeIndex(10_000, 10_000 + users),
+        temperature=np.full(requests, temperature),
+        epsilon=np.full(requests, np.nan),
+        places=places[position >= 0].astype(np.float32),
     )
     return World(log, pctr, pcvr, production)
 
