@@ -15,7 +15,7 @@ from ranking.replay.evaluation import Evaluation
 __all__ = ["Entry", "LogSummary", "Study"]
 
 FORMAT = "seedrank-study"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,23 @@ class LogSummary:
     informative: dict[str, int]
     score_reproduced: float | None = None
 
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """What tells one window from another, whatever model scored it."""
+        return (*self.window, self.requests, self.shown, self.clicks)
+
 
 @dataclass(frozen=True)
 class Entry:
     """One setting of the shortlist, on both windows.
 
     Args:
-        name: str. `production`, `setting 1`, ...
-        roles: tuple of str. `production`, `pick`, `knee`, `best clicks`, ...
+        name: str. `production`, `setting 1`, ..., or the name of a rival.
+        roles: tuple of str. `pick`, `knee`, `best clicks`, ..., `rival`.
         tune: Evaluation. On the window it was found on: flattered.
         test: Evaluation. On the later window.
         reordering: dict of str to float. E0 changes on the test window, beside E3; empty where refused.
+        description: str. Of a rival: how its scores are made. Defaults to `""`.
     """
 
     name: str
@@ -64,6 +70,13 @@ class Entry:
     tune: Evaluation
     test: Evaluation
     reordering: dict[str, float] = field(default_factory=dict)
+    description: str = ""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Entry:
+        """From plain values."""
+        found = {name: Evaluation.from_json(data[name]) for name in ("tune", "test")}
+        return cls(**{**data, **found, "roles": tuple(data["roles"])})
 
     def optimism(self, objective: str) -> float | None:
         """Tune estimate of the change minus test estimate; None where either is refused."""
@@ -82,7 +95,7 @@ class Study:
         production: FusionWeights. What every change is against.
         verdict: str. The outcome in a sentence.
         pick: str. Name of the recommended entry; empty where the verdict is to keep production.
-        estimator: str. `"E0"` or `"E3"`.
+        estimator: str. `"E0"` to `"E6"`.
         assumptions: str. What the estimator assumes.
         banners: tuple of str. What a reader must know before the numbers.
         tune: LogSummary. The window searched on.
@@ -91,6 +104,12 @@ class Study:
         trials: list of dict. Each with `weights`, and `deltas` or the `reason` it is refused for, and `feasible`.
         settings: dict. Arguments and versions that made the study.
         looks: tuple of str. One mark for each time the test window was looked at.
+        rivals: tuple of Entry. Scores of other kinds, to compare with: no weights, so that they cannot be applied.
+            Defaults to none.
+        log_hashes: dict of str to str. sha256 of the `"tune"` and the `"test"` log. Defaults to none.
+        examination: dict. `method`, `theta`, and its standard `error` where it is estimated. Defaults to none.
+        source: dict. Where the logs came from and how they were read, to read them again. Defaults to nothing.
+        details: dict. What the report shows beyond the tables, see `make_details`. Defaults to nothing.
     """
 
     objective: str
@@ -107,38 +126,48 @@ class Study:
     trials: list[dict[str, Any]]
     settings: dict[str, Any]
     looks: tuple[str, ...]
+    rivals: tuple[Entry, ...] = ()
+    log_hashes: dict[str, str] = field(default_factory=dict)
+    examination: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry:
-        """The entry of that name, or of that role (`pick`, `knee`, `production`, ...).
+        """The entry of that name (`production`, `setting 3`) or role (`recommended`, `knee`, `best:value`).
 
         Raises:
             UserError: there is none.
         """
-        for entry in self.shortlist:
-            if name == entry.name or name in entry.roles:
+        role = "pick" if name == "recommended" else name.replace("best:", "best ")
+        for entry in (*self.shortlist, *self.rivals):
+            if name == entry.name or (role in entry.roles and role != "rival"):
                 return entry
-        known = [*(entry.name for entry in self.shortlist), *sorted({r for e in self.shortlist for r in e.roles})]
-        if name == "pick":
+        roles = sorted({role for entry in self.shortlist for role in entry.roles})
+        names = ("recommended" if role == "pick" else role.replace("best ", "best:") for role in roles)
+        known = [*names, *(entry.name for entry in self.shortlist)]
+        if role == "pick":
             raise UserError(f"The study's verdict is to keep production: it has no pick. Choose one of {known}.")
         raise UserError(f"`name` should be one of {known}. Received: {name!r}.")
 
-    def weights(self, name: str = "pick") -> FusionWeights:
+    def weights(self, name: str = "recommended") -> FusionWeights:
         """The weights of an entry, with production's constants.
 
         Raises:
-            UserError: no such entry, or the test window refuses it.
+            UserError: no such entry, a rival (which is no set of weights), or one that the test window refuses.
         """
         entry = self.entry(name)
+        if "rival" in entry.roles:
+            raise UserError(f"{entry.name!r} is a rival to compare with: it has no fusion weights to apply.")
         if entry.test.refused:
             raise UserError(f"{entry.name} is refused on the test window: {entry.test.refused}.")
         return replace(self.production, weights=dict(entry.test.weights))
 
-    def apply(self, path: str | Path, name: str = "pick") -> FusionWeights:
+    def apply(self, path: str | Path, name: str = "recommended") -> FusionWeights:
         """Writes the chosen weights as a file that the fusion reads.
 
         Args:
             path: str or Path. The weights file.
-            name: str. An entry or a role. Defaults to `"pick"`.
+            name: str. An entry or a role. Defaults to `"recommended"`.
 
         Returns:
             The `FusionWeights` written.
@@ -154,8 +183,8 @@ class Study:
     def save(self, path: str | Path) -> Study:
         """Writes the study as JSON, whole or not at all.
 
-        A study already in the file that was made on the same test window passes its looks on: tuning again does not
-        make the window fresh.
+        A study already in the file that was made on the same test window, whoever scored it, passes its looks on:
+        tuning again does not make the window fresh.
 
         Args:
             path: str or Path. The study file.
@@ -166,10 +195,10 @@ class Study:
         study, path = self, Path(path)
         if path.exists():
             before = Study.load(path)
-            if before.test.window == self.test.window:
+            if before.test.labels == self.test.labels:
                 study = replace(self, looks=tuple(dict.fromkeys((*before.looks, *self.looks))))
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(study.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(study.to_json(), allow_nan=False) + "\n", encoding="utf-8")
         return study
 
     def to_json(self) -> dict[str, Any]:
@@ -182,7 +211,7 @@ class Study:
         """Reads a study file.
 
         Raises:
-            UserError: not a study file, or of a later version.
+            UserError: not a study file, or of another version.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -192,7 +221,10 @@ class Study:
             raise UserError(f"{path} should be a study file (`format` = {FORMAT!r}).")
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise UserError(f"{path}: `format_version` should be {FORMAT_VERSION}. Received: {version!r}.")
+            raise UserError(
+                f"{path} was written by another version of seedrank: tune again, into another file. `format_version` "
+                f"should be {FORMAT_VERSION}. Received: {version!r}."
+            )
         return cls.from_json(data)
 
     @classmethod
@@ -203,20 +235,11 @@ class Study:
         summaries = {
             name: LogSummary(**{**data[name], "window": tuple(data[name]["window"])}) for name in ("tune", "test")
         }
-        entries = [
-            Entry(
-                name=row["name"],
-                roles=tuple(row["roles"]),
-                tune=Evaluation.from_json(row["tune"]),
-                test=Evaluation.from_json(row["test"]),
-                reordering=row["reordering"],
-            )
-            for row in data["shortlist"]
-        ]
         changed = {
             "production": FusionWeights(**production),
             "banners": tuple(data["banners"]),
-            "shortlist": tuple(entries),
+            "shortlist": tuple(map(Entry.from_json, data["shortlist"])),
+            "rivals": tuple(map(Entry.from_json, data["rivals"])),
             "looks": tuple(data["looks"]),
             **summaries,
         }
