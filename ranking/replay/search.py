@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import optuna
@@ -12,6 +13,7 @@ from scipy.stats import qmc
 
 from ranking.errors import UserError
 from ranking.fusion import FusionWeights
+from ranking.replay.checkpoint import Checkpoint, Deltas
 from ranking.replay.evaluation import Evaluator
 from ranking.replay.support import Support
 
@@ -87,11 +89,17 @@ class Trials:
 
 
 def pareto(points: np.ndarray) -> np.ndarray:
-    """Which rows of `[T, O]` no other row beats: more is better, bool `[T]`."""
+    """Which rows of `[T, O]` no other row beats: more is better, bool `[T]`.
+
+    A row comes after all that beat it in lexical order, so that the first row left is always of the front; what it
+    beats goes. As many passes as the front has distinct rows.
+    """
     front = np.zeros(len(points), bool)
-    for index, point in enumerate(points):
-        better = (points >= point).all(axis=1) & (points > point).any(axis=1)
-        front[index] = not better.any()
+    left = np.lexsort(-points.T[::-1])
+    while len(left):
+        first = points[left[0]]
+        front[left[(points[left] == first).all(axis=1)]] = True
+        left = left[(points[left] > first).any(axis=1)]
     return front
 
 
@@ -103,6 +111,7 @@ def search(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trials:
     """Tries `trials` settings, production first.
 
@@ -113,6 +122,7 @@ def search(
         trials: int. Settings to try.
         seed: int. Random seed. Defaults to `0`.
         progress: callable of (done, total). Defaults to `None`.
+        checkpoint: Checkpoint. What an earlier search, that was stopped, found. Defaults to `None`.
 
     Returns:
         `Trials`.
@@ -128,12 +138,13 @@ def search(
 
     rows: list[np.ndarray] = []
     batches: list[tuple[dict[str, np.ndarray], list[Support | None], np.ndarray]] = []
+    evaluate = evaluator.deltas if checkpoint is None else partial(checkpoint.deltas, evaluator.deltas)
 
     def run(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Evaluates a batch: the axes `[S, A]` and the violations `[S]`."""
-        found: list[tuple[dict[str, np.ndarray], list[Support | None]]] = []
+        found: list[Deltas] = []
         for begin in range(0, len(batch), _BATCH):
-            found.append(evaluator.deltas(batch[begin : begin + _BATCH].astype(np.float32)))
+            found.append(evaluate(batch[begin : begin + _BATCH].astype(np.float32)))
             if progress:
                 progress(min(sum(len(row) for row in rows) + begin + _BATCH, trials), trials)
         deltas = {name: np.concatenate([part[0][name] for part in found]) for name in evaluator.objectives}
