@@ -37,6 +37,11 @@ def tiny(**changes) -> ReplayLog:
     return ReplayLog(**{**columns, **changes})
 
 
+def take_three(**changes) -> ReplayLog:
+    """The tiny log and its first request once more, as a third."""
+    return replace(tiny().take(np.array([0, 1, 0])), **changes)
+
+
 def values(estimator, log, weights, name):
     sums = estimator.sums(log, PCTR)
     return sums.values(np.array([weights], np.float32), [name])[name][0], sums.counted[name]
@@ -73,13 +78,14 @@ def test_e0_by_hand():
     np.testing.assert_allclose(clicks[1], 1 / np.log2(3), rtol=1e-6)
     # by user, both requests of one user: pctr order 1a (.3), 1b (.2), 0a (.1, first of equals), 2b (.1)
     # labels 1, 1, 1, 0: NDCG 1
-    clicks, counted = values(E0LabelNDCG(group="user"), tiny(user=np.array([7, 7])), [1, 0], "clicks")
-    assert counted.tolist() == [True]
-    np.testing.assert_allclose(clicks, [1.0], rtol=1e-6)
+    together = take_three(user=np.array([0, 0, 1]))
+    clicks, counted = values(E0LabelNDCG(group="user"), together, [1, 0], "clicks")
+    assert counted.tolist() == [True, False]
+    np.testing.assert_allclose(clicks[0], 1.0, rtol=1e-6)
     # by pcvr: 0a (.3, 1), 2b (.3, 0), 1b (.2, 1), 1a (.1, 1)
     d = 1 / np.log2(np.arange(4) + 2)
-    clicks, _ = values(E0LabelNDCG(group="user"), tiny(user=np.array([7, 7])), [0, 1], "clicks")
-    np.testing.assert_allclose(clicks, [(d[0] + d[2] + d[3]) / d[:3].sum()], rtol=1e-6)
+    clicks, _ = values(E0LabelNDCG(group="user"), together, [0, 1], "clicks")
+    np.testing.assert_allclose(clicks[0], (d[0] + d[2] + d[3]) / d[:3].sum(), rtol=1e-6)
 
 
 def test_informative_groups_by_hand():
