@@ -12,6 +12,7 @@ import pandas as pd
 
 from ranking.errors import UserError
 from ranking.replay import reading
+from ranking.replay.propensity import log_propensities
 
 if TYPE_CHECKING:
     from ranking.data.tables import Dataset
@@ -256,16 +257,24 @@ class ReplayLog:
         Raises:
             UserError: a place of the log has no theta, or exposure propensities cannot be made again.
         """
-        places = int(self.position.max()) + 1 if self.places is None else self.places.shape[1]
+        needed = int(self.position.max()) + 1
         theta, covariance = np.asarray(examination.theta, np.float64), examination.covariance
-        if len(theta) < places:
+        if len(theta) < needed:
             raise UserError(
-                f"`examination` should have each of the {places} places of the log. Received: {len(theta)}."
+                f"`examination` should have each of the {needed} places of the log. Received: {len(theta)}."
             )
+        found = self
         if self.places is not None:
-            theta = theta[:places]
-            covariance = None if covariance is None else np.asarray(covariance)[:places, :places]
-        found = self if self.exposure_propensity is None else self.with_theta(theta)
+            size = min(len(theta), self.places.shape[1])  # places that no request filled may be missing in either
+            theta, covariance = theta[:size], None if covariance is None else np.asarray(covariance)[:size, :size]
+            found = replace(self, places=self.places[:, :size], examination=theta, examination_covariance=None)
+        if self.exposure_propensity is not None:
+            found = found.with_theta(theta)
+            if self.logged_score is not None and self.temperature is not None:
+                slots = np.maximum.reduceat(self.position, self.offsets[:-1]) + 1
+                log = (self.logged_score, self.offsets, self.position, theta)
+                exposure = log_propensities(*log, temperature=self.temperature, epsilon=self.epsilon, slots=slots)[1]
+                found = replace(found, exposure_propensity=exposure)
         return replace(
             found, examination=theta, examination_covariance=covariance, examination_method=examination.method
         )
@@ -299,44 +308,34 @@ class ReplayLog:
             UserError: an unknown window, no request in it, no score parts, or labels that do not join.
         """
         start, end = reading.window_bounds(dataset, window)
-        requests = reading.requests_of(dataset, start, end)
         has_candidates = dataset.has("candidates")
-        rows = dataset.candidates if has_candidates else dataset.impressions
-        request = pd.Index(requests["request_id"]).get_indexer(rows["request_id"])
-        inside = np.flatnonzero(request >= 0)
-        if len(inside) == 0:
-            table = "candidates" if has_candidates else "impressions"
-            raise UserError(f"{table}: no row falls in the window {window!r} ({start} to {end}).")
-        order = np.argsort(request[inside], kind="stable")
-        rows, request = rows.iloc[inside[order]], request[inside[order]]
-        kept, request = np.unique(request, return_inverse=True)
-        requests = requests.iloc[kept]
+        requests, rows, request, order = reading.rows_of(dataset, start, end)
         labels, unmatched = reading.labels_of(dataset, rows)
         timestamp = requests["timestamp"].to_numpy(np.int64)
         mature = reading.mature_requests(dataset, timestamp)
         kinds = requests["exploration"].astype(str).unique() if "exploration" in requests else ["none"]
-        examination = dataset.schema.examination
         user, user_id = pd.factorize(requests["user_id"])
         item, item_id = pd.factorize(rows["item_id"])
-
-        def optional(name: str, dtype: type) -> np.ndarray | None:
-            return rows[name].to_numpy(dtype) if has_candidates and name in rows else None
-
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(request))]).astype(np.int64)
+        position = reading.position_of(rows, request, has_candidates)
+        policy = reading.policy_of(requests)
+        theta = None if dataset.schema.examination is None else np.asarray(dataset.schema.examination, np.float64)
+        types = {"score": np.float32, "position_propensity": np.float64, "exposure_propensity": np.float64}
+        served = {name: rows[name].to_numpy(dtype) for name, dtype in types.items() if has_candidates and name in rows}
         return cls(
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(request, minlength=len(kept)))]).astype(np.int64),
+            offsets=offsets,
             request_id=requests["request_id"].to_numpy(),
             timestamp=timestamp,
             user=user.astype(np.int64),
             parts=reading.score_parts(rows, parts, order),
             item=item.astype(np.int64),
-            position=reading.position_of(rows, request, has_candidates),
+            position=position,
             **labels,
             mature=mature,
             new=reading.new_rows(dataset, rows["item_id"], timestamp[request], start),
-            exposure_propensity=optional("exposure_propensity", np.float64),
-            position_propensity=optional("position_propensity", np.float64),
-            logged_score=optional("score", np.float32),
-            examination=None if examination is None else np.asarray(examination, np.float64),
+            **reading.propensities_of(served, offsets, position, policy, theta),
+            logged_score=served.get("score"),
+            examination=theta,
             exploration=tuple(sorted(kinds)),
             window=(start, end),
             counts={"immature_requests": int((~mature).sum()), "shown_without_impression": unmatched},
@@ -344,7 +343,7 @@ class ReplayLog:
             **reading.category_of_row(dataset, item, item_id, category),
             item_id=pd.Index(item_id),
             user_id=pd.Index(user_id),
-            **reading.policy_of(requests),
+            **policy,
         )
 
 

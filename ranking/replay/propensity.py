@@ -1,18 +1,28 @@
 """P(the logging policy put this item at this position), exactly: no Monte Carlo, no sum over orderings."""
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
 
 from ranking.errors import UserError
+from ranking.replay.race import race
 
-__all__ = ["epsilon_propensities", "log_propensities", "plackett_luce_propensities"]
+__all__ = [
+    "check_policy",
+    "epsilon_propensities",
+    "log_propensities",
+    "place_propensities",
+    "plackett_luce_propensities",
+]
 
-_PANEL = 6.0  # longest stretch of the transformed time axis for one set of nodes (1e-12 with 64 of them)
-_TAIL = 1e-15  # probability that the slots are not yet filled when the integral stops
 _LARGEST_SPREAD = 600.0
+_CHUNK = 256  # requests a thread takes at a time
+_AGREEMENT = 1e-4  # relative, of a propensity in a log with what its score and policy give
 
 
 def plackett_luce_propensities(logits: Any, slots: int, nodes: int = 64) -> np.ndarray:
@@ -43,7 +53,7 @@ def plackett_luce_propensities(logits: Any, slots: int, nodes: int = 64) -> np.n
         raise UserError(f"`nodes` should be at least 2. Received: nodes={nodes}.")
     x, weight = np.polynomial.legendre.leggauss(nodes)
     out = np.zeros((logits.size, slots))
-    _plackett_luce(_rates(logits), x, weight, out)
+    race(_rates(logits), np.ones(logits.size, np.bool_), x, weight, out)
     return out
 
 
@@ -80,8 +90,9 @@ def log_propensities(
     position: Any,
     examination: Any,
     *,
-    temperature: float | None = None,
-    epsilon: float | None = None,
+    temperature: Any = None,
+    epsilon: Any = None,
+    slots: Any = None,
     nodes: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two propensity columns of a candidates log, from the scores as served and the policy's randomness.
@@ -91,8 +102,11 @@ def log_propensities(
         offsets: int array `[requests + 1]`. Where each request's candidates start.
         position: int array `[n]`. 0-based; -1 where the candidate was not shown.
         examination: array `[slots]`. P(the user looks at position k).
-        temperature: float. Plackett-Luce over score / temperature. Give this or `epsilon`.
-        epsilon: float. The epsilon policy of `epsilon_propensities`.
+        temperature: float, or array `[requests]` with NaN where `epsilon` has a number. Plackett-Luce over score /
+            temperature. Each request has this or `epsilon`.
+        epsilon: float, or array `[requests]` with NaN where `temperature` has a number. The epsilon policy of
+            `epsilon_propensities`.
+        slots: int array `[requests]`. How many places each request filled. Defaults to all of `examination`.
         nodes: int. Gauss-Legendre nodes. Defaults to `64`.
 
     Returns:
@@ -102,30 +116,131 @@ def log_propensities(
     Raises:
         UserError: an argument breaks its rule.
     """
-    if (temperature is None) == (epsilon is None):
-        raise UserError(
-            f"give either `temperature` or `epsilon`. Received: temperature={temperature}, epsilon={epsilon}."
-        )
-    if temperature is not None and not 0 < temperature < math.inf:
-        raise UserError(f"`temperature` should be a positive number. Received: temperature={temperature}.")
-    if epsilon is not None and not 0 <= epsilon <= 1:
-        raise UserError(f"`epsilon` should be in [0, 1]. Received: epsilon={epsilon}.")
     theta = np.ascontiguousarray(examination, dtype=np.float64)
-    scores = _checked_scores(scores, "scores", theta.size)
+    log = _checked_log(scores, offsets, position, theta.size, temperature, epsilon)
+    x, weight = np.polynomial.legendre.leggauss(nodes)
+    filled = np.full(log[3].size, theta.size) if slots is None else np.ascontiguousarray(slots, np.int64)
+    last = np.maximum.reduceat(log[2], log[1][:-1])
+    if filled.shape != log[3].shape or (filled <= last).any() or filled.max() > theta.size:
+        raise UserError(f"`slots` should hold for each request its filled places, at most {theta.size}.")
+    at_position, exposure = np.full(log[0].size, np.nan), np.empty(log[0].size)
+    _in_threads(lambda a, b: _log(*log, filled, a, b, theta, x, weight, at_position, exposure), log[3].size)
+    return at_position, exposure
+
+
+def place_propensities(
+    scores: Any,
+    offsets: Any,
+    position: Any,
+    places: int,
+    *,
+    temperature: Any = None,
+    epsilon: Any = None,
+    nodes: int = 40,
+) -> np.ndarray:
+    """P(row at place k) for the shown rows of a log: what an examination is estimated from.
+
+    As `log_propensities`, which sums these over places; candidates that were not shown enter as one polynomial a
+    request, so that a request of n candidates and s shown ones takes about `nodes places (2 n + 4 s + s places / 2)`
+    multiplications.
+
+    Args:
+        scores: array `[n]`. All candidates, request after request.
+        offsets: int array `[requests + 1]`. Where each request's candidates start.
+        position: int array `[n]`. 0-based; -1 where the candidate was not shown.
+        places: int. How many places are wanted, K.
+        temperature: float or array `[requests]`, as in `log_propensities`.
+        epsilon: float or array `[requests]`, as in `log_propensities`.
+        nodes: int. Gauss-Legendre nodes: with 40 the error is below that of a float32 up to 20 places.
+            Defaults to `40`.
+
+    Returns:
+        float32 `[shown, K]`, in the order of `np.flatnonzero(position >= 0)`; 0 beyond the last place that a request
+        filled.
+
+    Raises:
+        UserError: an argument breaks its rule.
+    """
+    log = _checked_log(scores, offsets, position, places, temperature, epsilon)
+    x, weight = np.polynomial.legendre.leggauss(nodes)
+    shown = log[2] >= 0
+    first = np.concatenate([[0], np.cumsum(shown)])[log[1]]  # [requests + 1]: where the shown rows of each start
+    out = np.zeros((first[-1], places), np.float32)
+    filled = np.maximum.reduceat(log[2], log[1][:-1]) + 1
+    _in_threads(lambda a, b: _places(*log, filled, a, b, first, x, weight, out), log[3].size)
+    return out
+
+
+def check_policy(places: np.ndarray, own: np.ndarray, theta: np.ndarray | None, stated: dict[str, np.ndarray]) -> None:
+    """Refuses propensities that are not those of the scores and the policy that the log states.
+
+    Args:
+        places: float32 `[shown, K]`. From `place_propensities`.
+        own: int `[shown]`. The place of each row.
+        theta: array `[K]` or None. The examination; None: exposures are not checked.
+        stated: dict of str to float64 `[shown]`. `position_propensity`, `exposure_propensity`: what the log says.
+
+    Raises:
+        UserError: one of them differs by more than 1e-4 of itself.
+    """
+    wanted = {"position_propensity": places[np.arange(len(own)), own].astype(np.float64)}
+    if theta is not None and len(theta) == places.shape[1]:
+        wanted["exposure_propensity"] = places @ np.asarray(theta)
+    for name, column in stated.items():
+        if name not in wanted:
+            continue
+        wrong = np.flatnonzero(~(np.abs(column - wanted[name]) <= _AGREEMENT * wanted[name] + 1e-8))
+        if len(wrong):
+            raise UserError(
+                f"candidates: `{name}` should be what score, exploration, temperature and epsilon of the request give, "
+                f"{wanted[name][wrong[0]]:.6g}. Received: {column[wrong[0]]:.6g} in {len(wrong)} of {len(own)} shown "
+                "rows: the propensities are of another policy."
+            )
+
+
+def _in_threads(run: Callable[[int, int], None], requests: int) -> None:
+    """Calls `run(first, end)` for stretches of requests, in as many threads as there are cores."""
+    starts = range(0, requests, _CHUNK)
+    if len(starts) == 1:
+        run(0, requests)
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda start: run(start, min(start + _CHUNK, requests)), starts))
+
+
+def _checked_log(
+    scores: Any, offsets: Any, position: Any, places: int, temperature: Any, epsilon: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Logits (scores, where the policy sorts) `[n]`, offsets, position, and the epsilon of each request, -1: none."""
+    if temperature is None and epsilon is None:
+        raise UserError("give either `temperature` or `epsilon`. Received: temperature=None, epsilon=None.")
+    scores = _checked_scores(scores, "scores", places)
     offsets = np.ascontiguousarray(offsets, dtype=np.int64)
     position = np.ascontiguousarray(position, dtype=np.int64)
     if offsets.size < 2 or offsets[0] != 0 or offsets[-1] != scores.size or (np.diff(offsets) < 1).any():
         raise UserError("`offsets` should rise from 0 to the number of scores, with no empty request.")
-    if position.shape != scores.shape or position.min() < -1 or position.max() >= theta.size:
-        raise UserError(f"`position` should hold one place in -1 .. {theta.size - 1} for each score.")
-    x, weight = np.polynomial.legendre.leggauss(nodes)
-    logits = scores if temperature is None else scores / temperature
-    if temperature is not None:
-        spread = np.maximum.reduceat(logits, offsets[:-1]) - np.minimum.reduceat(logits, offsets[:-1])
-        _check_spread(float(spread.max()))
-    at_position, exposure = np.full(scores.size, np.nan), np.empty(scores.size)
-    _log(logits, offsets, position, theta, -1.0 if epsilon is None else epsilon, x, weight, at_position, exposure)
-    return at_position, exposure
+    if position.shape != scores.shape or position.min() < -1 or position.max() >= places:
+        raise UserError(f"`position` should hold one place in -1 .. {places - 1} for each score.")
+    heat, chance = (
+        np.broadcast_to(np.asarray(np.nan if given is None else given, np.float64), offsets.size - 1)
+        for given in (temperature, epsilon)
+    )
+    both = np.flatnonzero(np.isnan(heat) == np.isnan(chance))
+    if len(both):
+        found = f"temperature={heat[both[0]]:g}, epsilon={chance[both[0]]:g}"
+        raise UserError(f"give either `temperature` or `epsilon` for each request. Received: {found}.")
+    for name, column, good, rule in (
+        ("temperature", heat, (heat > 0) & (heat < math.inf), "a positive number"),
+        ("epsilon", chance, (chance >= 0) & (chance <= 1), "in [0, 1]"),
+    ):
+        wrong = column[~good & ~np.isnan(column)]
+        if len(wrong):
+            raise UserError(f"`{name}` should be {rule}. Received: {name}={wrong[0]}.")
+    random = np.isnan(chance)
+    logits = scores / np.repeat(np.where(random, heat, 1.0), np.diff(offsets))
+    spread = np.maximum.reduceat(logits, offsets[:-1]) - np.minimum.reduceat(logits, offsets[:-1])
+    _check_spread(float(spread[random].max(initial=0.0)))
+    return logits, offsets, position, np.where(random, -1.0, chance)
 
 
 def _checked_scores(values: Any, name: str, slots: int) -> np.ndarray:
@@ -151,87 +266,6 @@ def _rates(logits: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def _unfilled(rates: np.ndarray, slots: int, t: float, counts: np.ndarray) -> float:
-    """P(fewer than `slots` items arrived by t)."""
-    counts[:] = 0.0
-    counts[0] = 1.0
-    for rate in rates:
-        late = math.exp(-rate * t)
-        for k in range(slots - 1, 0, -1):
-            counts[k] = late * counts[k] + (1.0 - late) * counts[k - 1]
-        counts[0] *= late
-    return counts.sum()
-
-
-@numba.njit(nogil=True, cache=True)
-def _horizon(rates: np.ndarray, slots: int) -> float:
-    """A time by which the slots are filled but for `_TAIL`, within a factor 1.3 of the earliest such."""
-    counts = np.empty(slots)
-    low = 0.0  # log of the time, in units of 1 / (sum of rates)
-    total = rates.sum()
-    high = 1.0
-    while _unfilled(rates, slots, math.exp(high) / total, counts) > _TAIL:
-        low, high = high, high + max(high, 1.0)
-    while high - low > 0.25:
-        middle = 0.5 * (low + high)
-        if _unfilled(rates, slots, math.exp(middle) / total, counts) > _TAIL:
-            low = middle
-        else:
-            high = middle
-    return math.exp(high)
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _plackett_luce(rates: np.ndarray, x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
-    """Fills out [n, slots]. Inner loops run over the nodes, which lie side by side in memory."""
-    n, slots = rates.size, min(out.shape[1], rates.size)
-    nodes = x.size
-    out[:] = 0.0
-    total = rates.sum()
-    length = math.log1p(_horizon(rates, slots))
-    panels = int(math.ceil(length / _PANEL))
-    half = 0.5 * length / panels
-    arrived, late = np.empty((n, nodes)), np.empty((n, nodes))
-    before = np.zeros((n, slots, nodes))  # P(exactly k of the items before i arrived)
-    after, other = np.empty((slots, nodes)), np.empty(nodes)
-    t, jacobian = np.empty(nodes), np.empty(nodes)
-    for panel in range(panels):
-        for m in range(nodes):
-            place = half * (2 * panel + 1 + x[m])
-            t[m] = math.expm1(place) / total
-            jacobian[m] = weight[m] * half * math.exp(place) / total
-        for i in range(n):
-            for m in range(nodes):
-                minus = math.expm1(-rates[i] * t[m])
-                arrived[i, m] = -minus
-                late[i, m] = 1.0 + minus if minus > -0.5 else math.exp(-rates[i] * t[m])
-        before[0, 0, :] = 1.0
-        for i in range(n - 1):
-            for m in range(nodes):
-                before[i + 1, 0, m] = before[i, 0, m] * late[i, m]
-            for k in range(1, slots):
-                for m in range(nodes):
-                    before[i + 1, k, m] = before[i, k, m] * late[i, m] + before[i, k - 1, m] * arrived[i, m]
-        after[:] = 0.0
-        after[0, :] = 1.0
-        for i in range(n - 1, -1, -1):
-            for k in range(slots):
-                other[:] = 0.0
-                for a in range(k + 1):
-                    for m in range(nodes):
-                        other[m] += before[i, a, m] * after[k - a, m]
-                total_k = 0.0
-                for m in range(nodes):
-                    total_k += other[m] * jacobian[m] * late[i, m]
-                out[i, k] += rates[i] * total_k
-            for k in range(slots - 1, 0, -1):
-                for m in range(nodes):
-                    after[k, m] = after[k, m] * late[i, m] + after[k - 1, m] * arrived[i, m]
-            for m in range(nodes):
-                after[0, m] *= late[i, m]
-
-
-@numba.njit(nogil=True, cache=True)
 def _epsilon(scores: np.ndarray, epsilon: float, out: np.ndarray) -> None:
     n, slots = scores.size, min(out.shape[1], scores.size)
     out[:] = 0.0
@@ -246,22 +280,57 @@ def _log(
     logits: np.ndarray,
     offsets: np.ndarray,
     position: np.ndarray,
+    epsilon: np.ndarray,
+    slots: np.ndarray,
+    first: int,
+    end: int,
     theta: np.ndarray,
-    epsilon: float,
     x: np.ndarray,
     weight: np.ndarray,
     at_position: np.ndarray,
     exposure: np.ndarray,
 ) -> None:
     """Request after request; epsilon < 0 stands for Plackett-Luce."""
-    for request in range(offsets.size - 1):
-        start, end = offsets[request], offsets[request + 1]
-        out = np.empty((end - start, theta.size))
-        if epsilon < 0:
-            _plackett_luce(np.exp(logits[start:end] - logits[start:end].max()), x, weight, out)
+    for request in range(first, end):
+        start, stop = offsets[request], offsets[request + 1]
+        out = np.empty((stop - start, slots[request]))
+        if epsilon[request] < 0:
+            everything = np.ones(stop - start, np.bool_)
+            race(np.exp(logits[start:stop] - logits[start:stop].max()), everything, x, weight, out)
         else:
-            _epsilon(logits[start:end], epsilon, out)
-        for i in range(start, end):
-            exposure[i] = np.dot(out[i - start], theta)
+            _epsilon(logits[start:stop], epsilon[request], out)
+        for i in range(start, stop):
+            exposure[i] = np.dot(out[i - start], theta[: slots[request]])
             if position[i] >= 0:
                 at_position[i] = out[i - start, position[i]]
+
+
+@numba.njit(nogil=True, cache=True)
+def _places(
+    logits: np.ndarray,
+    offsets: np.ndarray,
+    position: np.ndarray,
+    epsilon: np.ndarray,
+    slots: np.ndarray,
+    first: int,
+    end: int,
+    first_shown: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    places: np.ndarray,
+) -> None:
+    """Fills the rows of `places` that belong to requests `first` to `end`."""
+    for request in range(first, end):
+        start, stop = offsets[request], offsets[request + 1]
+        if slots[request] == 0:
+            continue
+        shown = position[start:stop] >= 0
+        rows = places[first_shown[request] : first_shown[request + 1], : slots[request]]
+        if epsilon[request] < 0:
+            out = np.empty(rows.shape)
+            race(np.exp(logits[start:stop] - logits[start:stop].max()), shown, x, weight, out)
+            rows[:] = out
+        else:
+            everything = np.empty((stop - start, slots[request]))
+            _epsilon(logits[start:stop], epsilon[request], everything)
+            rows[:] = everything[shown]

@@ -10,6 +10,7 @@ import pandas as pd
 from ranking.data.multi import split_multi
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
+from ranking.replay.propensity import check_policy, log_propensities, place_propensities
 
 __all__ = [
     "LONG_TAIL_SHARE",
@@ -20,7 +21,9 @@ __all__ = [
     "new_rows",
     "policy_of",
     "position_of",
+    "propensities_of",
     "requests_of",
+    "rows_of",
     "score_parts",
     "segment_of",
     "window_bounds",
@@ -55,6 +58,25 @@ def requests_of(dataset: Dataset, start: int, end: int) -> pd.DataFrame:
     if requests["request_id"].duplicated().any():
         raise UserError("requests: `request_id` should be unique.")
     return requests.sort_values("timestamp", kind="stable")
+
+
+def rows_of(dataset: Dataset, start: int, end: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, np.ndarray]:
+    """The requests of a window that have rows, their candidates (else impressions) request after request.
+
+    Returns:
+        The requests; the rows; int64 `[n]`, the request of each row; int64 `[n]`, the place of each row among those of
+        the window in the table's order.
+    """
+    requests = requests_of(dataset, start, end)
+    table = "candidates" if dataset.has("candidates") else "impressions"
+    rows = dataset.table(table)
+    request = pd.Index(requests["request_id"]).get_indexer(rows["request_id"])
+    inside = np.flatnonzero(request >= 0)
+    if len(inside) == 0:
+        raise UserError(f"{table}: no row falls in the window ({start} to {end}).")
+    order = np.argsort(request[inside], kind="stable")
+    kept, dense = np.unique(request[inside[order]], return_inverse=True)
+    return requests.iloc[kept], rows.iloc[inside[order]], dense, order
 
 
 def position_of(rows: pd.DataFrame, request: np.ndarray, has_candidates: bool) -> np.ndarray:
@@ -203,3 +225,43 @@ def policy_of(requests: pd.DataFrame) -> dict[str, Any]:
             rule = "positive" if name == "temperature" else "in [0, 1]"
             raise UserError(f"requests: `{name}` should be {rule}. Received: {column[broken][0]}.")
     return {"temperature": temperature, "epsilon": epsilon}
+
+
+def propensities_of(
+    columns: dict[str, np.ndarray],
+    offsets: np.ndarray,
+    position: np.ndarray,
+    policy: dict[str, Any],
+    theta: np.ndarray | None,
+) -> dict[str, Any]:
+    """The fields `places`, `position_propensity` and `exposure_propensity` of a log.
+
+    Propensities that the table has are checked where scores and policies are known, those that it lacks are made.
+    Requests that did not explore are not checked: what a filter took from a sorted order is no error of a propensity.
+
+    Args:
+        columns: dict. Of `position_propensity`, `exposure_propensity` and `score` those that the table has, `[n]`.
+        offsets: int64 `[R + 1]`.
+        position: int32 `[n]`.
+        policy: dict. From `policy_of`.
+        theta: float64 `[K]` or None. The examination.
+    """
+    found: dict[str, Any] = {name: column for name, column in columns.items() if name != "score"}
+    shown = position >= 0
+    known = policy and not (np.isnan(policy["temperature"]) & np.isnan(policy["epsilon"])).any()
+    if not known or not shown.any() or "score" not in columns or not np.isfinite(columns["score"]).all():
+        return found
+    log = (columns["score"], offsets, position)
+    count = max(int(position.max()) + 1, 0 if theta is None else len(theta))
+    places = place_propensities(*log, count, **policy)
+    explored = np.repeat(policy["epsilon"] != 0, np.diff(offsets))[shown]
+    stated = {name: column[shown][explored] for name, column in found.items()}
+    check_policy(places[explored], position[shown][explored], theta, stated)
+    if "exposure_propensity" not in found and theta is not None and len(theta) == count:
+        slots = np.maximum.reduceat(position, offsets[:-1]) + 1
+        found["exposure_propensity"] = log_propensities(*log, theta, **policy, slots=slots)[1]
+    if "position_propensity" not in found:
+        own = np.full(len(position), np.nan)
+        own[shown] = places[np.arange(len(places)), position[shown]]
+        found["position_propensity"] = own
+    return {**found, "places": places}

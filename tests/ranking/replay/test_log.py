@@ -127,7 +127,7 @@ def test_refusals(tmp_path):
     data = dataset(tmp_path)
     with pytest.raises(UserError, match="`window` should be one of .*Received: 'day'"):
         ReplayLog.from_dataset(data, "day")
-    with pytest.raises(UserError, match="no row falls in the window 'test'"):
+    with pytest.raises(UserError, match="no row falls in the window"):
         ReplayLog.from_dataset(data, "test")
     strangers = tables()["impressions"].assign(item_id=["z1", "z2", "z3", "z4", "z5"])
     with pytest.raises(UserError, match="4 of 4 shown rows have no impression"):

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranking.errors import UserError
-from ranking.replay.propensity import epsilon_propensities, log_propensities, plackett_luce_propensities
+from ranking.replay.propensity import (
+    check_policy,
+    epsilon_propensities,
+    log_propensities,
+    place_propensities,
+    plackett_luce_propensities,
+)
 
 
 def enumerated(logits, slots):
@@ -128,9 +134,81 @@ def test_log_columns_by_hand():
         (lambda: log_propensities([0.0], [0, 1], [0], [1.0], temperature=0.0), "temperature=0.0"),
         (lambda: log_propensities([0.0], [0, 2], [0], [1.0], epsilon=0.1), "`offsets`"),
         (lambda: log_propensities([0.0], [0, 1], [1], [1.0], epsilon=0.1), "`position`"),
+        (lambda: log_propensities([0.0], [0, 1], [0], [1.0], temperature=1.0, epsilon=0.1), "either `temperature`"),
+        (lambda: place_propensities([0.0], [0, 1], [0], 1, temperature=[math.nan], epsilon=[math.nan]), "each request"),
+        (lambda: place_propensities([0.0], [0, 1], [0], 1, epsilon=[1.5]), "epsilon=1.5"),
         (lambda: log_propensities([0.0, 9e3], [0, 2], [0, -1], [1.0], temperature=1.0), "span less than 600"),
     ],
 )
 def test_rejects(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def drawn_log(requests=40, candidates=9, places=4, seed=0):
+    """Scores, offsets and positions; the policy of a request is Plackett-Luce at two temperatures, or epsilon."""
+    generator = np.random.default_rng(seed)
+    size = generator.integers(places, candidates + 1, requests)
+    offsets = np.concatenate([[0], np.cumsum(size)])
+    scores, position = generator.normal(size=offsets[-1]), np.full(offsets[-1], -1)
+    for start, stop in itertools.pairwise(offsets):
+        position[start + generator.permutation(stop - start)[:places]] = np.arange(places)
+    temperature = np.resize([0.7, 2.0, np.nan], requests)
+    return scores, offsets, position, temperature, np.where(np.isnan(temperature), 0.3, np.nan)
+
+
+def test_places_of_shown_rows_agree_with_each_request_by_itself():
+    scores, offsets, position, temperature, epsilon = drawn_log()
+    found = place_propensities(scores, offsets, position, 4, temperature=temperature, epsilon=epsilon)
+    assert found.dtype == np.float32 and found.shape == (4 * 40, 4)
+    wanted = []
+    for request, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        own = scores[start:stop]
+        if np.isnan(temperature[request]):
+            exact = epsilon_propensities(own, 4, epsilon[request])
+        else:
+            exact = plackett_luce_propensities(own / temperature[request], 4)
+        wanted.append(exact[position[start:stop] >= 0])
+    np.testing.assert_allclose(found, np.concatenate(wanted), rtol=1e-5, atol=1e-9)
+    theta = np.array([1.0, 0.5, 0.25, 0.125])
+    at, exposure = log_propensities(scores, offsets, position, theta, temperature=temperature, epsilon=epsilon)
+    shown = position >= 0
+    np.testing.assert_allclose(found[np.arange(len(found)), position[shown]], at[shown], rtol=1e-5)
+    np.testing.assert_allclose(found @ theta, exposure[shown], rtol=1e-5)
+
+
+def test_threads_do_not_change_a_bit(monkeypatch):
+    scores, offsets, position, temperature, epsilon = drawn_log(requests=30)
+    wanted = place_propensities(scores, offsets, position, 4, temperature=temperature, epsilon=epsilon)
+    monkeypatch.setattr("ranking.replay.propensity._CHUNK", 7)
+    found = place_propensities(scores, offsets, position, 4, temperature=temperature, epsilon=epsilon)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_40_nodes_are_enough_for_float32():
+    generator = np.random.default_rng(6)
+    for items, slots in ((50, 10), (200, 20), (400, 20)):
+        for spread in (0.0, 1.0, 6.0):
+            logits = spread * generator.normal(size=items)
+            exact = plackett_luce_propensities(logits, slots, nodes=200)
+            found = plackett_luce_propensities(logits, slots, nodes=40)
+            np.testing.assert_allclose(found, exact, rtol=1e-7, atol=1e-12)
+
+
+def test_propensities_of_another_policy_are_refused():
+    scores, offsets, position, temperature, epsilon = drawn_log()
+    theta, shown = np.array([1.0, 0.5, 0.25, 0.125]), position >= 0
+    places = place_propensities(scores, offsets, position, 4, temperature=temperature, epsilon=epsilon)
+    at, exposure = log_propensities(scores, offsets, position, theta, temperature=temperature, epsilon=epsilon)
+    stated = {"position_propensity": at[shown], "exposure_propensity": exposure[shown]}
+    check_policy(places, position[shown], theta, stated)
+    check_policy(places, position[shown], None, {**stated, "exposure_propensity": 2 * exposure[shown]})
+    for name in stated:
+        other = stated[name].copy()
+        other[[3, 5]] *= 1.001
+        with pytest.raises(UserError, match=f"`{name}` should be .* in 2 of 160 shown rows: .* of another policy"):
+            check_policy(places, position[shown], theta, {**stated, name: other})
+    with pytest.raises(UserError, match="Received: nan in 1 of"):
+        check_policy(
+            places, position[shown], theta, {"position_propensity": np.where(np.arange(160), at[shown], np.nan)}
+        )
