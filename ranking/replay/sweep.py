@@ -296,15 +296,18 @@ class Line:
         total, squares, largest = (dict(zip(self._outputs, block, strict=True)) for block in found)
         return Moments(total, squares, largest, dict(zip(by_cluster, clusters, strict=True)))
 
+    def requests(self, name: str) -> int:
+        """How many requests an output is averaged over, at least 1."""
+        return max(int(self._counted[self._outputs.index(name)].sum()), 1)
+
     def means(self, totals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Averages of the names out of sums of the outputs; ratios of averages where the sums say so."""
-        size = dict(zip(self._outputs, np.maximum(self._counted.sum(axis=1), 1), strict=True))
         found = {}
         for name in self.names:
-            found[name] = totals[name] / size[name]
+            found[name] = totals[name] / self.requests(name)
             if name in self.sums.ratios:
                 other = self.sums.ratios[name]
-                under = totals[other] / size[other]
+                under = totals[other] / self.requests(other)
                 found[name] = np.divide(found[name], under, out=np.full_like(under, np.nan), where=under > 0)
         return found
 

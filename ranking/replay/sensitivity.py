@@ -1,0 +1,164 @@
+"""How much each objective depends on each weight, exactly, and over which range of it nothing changes for sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ranking.fusion import FusionWeights
+from ranking.replay.evaluation import Evaluator
+from ranking.replay.ranks import RankSums
+from ranking.replay.settings import weight_matrix
+from ranking.replay.sweep import Curve, Line
+
+__all__ = ["page_points", "sensitivity_section", "sweep"]
+
+_POINTS = 400  # of a curve on the page
+_STRETCHES = 12  # of the range: the best weight of each is among the points
+_DIGITS = 6
+
+
+def sweep(sums: RankSums, setting: np.ndarray, part: int, low: float, high: float, names: Sequence[str]) -> Curve:
+    """The average of each output as one weight of a setting moves and the others are held, exact at every weight.
+
+    The weight that moves is raw: beyond the largest of the others it is the largest itself, so that the canonical
+    form of the same setting has smaller others. The order, and with it the curve, is the same.
+
+    Args:
+        sums: RankSums.
+        setting: float32 `[J]`. The weights that are held.
+        part: int. Which weight moves.
+        low: float. Where it begins.
+        high: float. Where it ends.
+        names: sequence of str. Outputs.
+
+    Returns:
+        `Curve`. Averages over the requests that count; ratios of averages where the sums say so.
+    """
+    return Line(sums, setting, part, low, high, names).curve()
+
+
+def page_points(curve: Curve, names: Sequence[str], also: Sequence[float] = ()) -> np.ndarray:
+    """Weights at which to draw a curve, at most 400, ascending.
+
+    The ends, an even grid, and, of each output in each twelfth of the range, the middle of the best stretch: with the
+    curve's value at each the drawing lacks neither the maximum nor what is the best near any weight.
+
+    Args:
+        curve: Curve.
+        names: sequence of str. Outputs whose best stretches are wanted.
+        also: sequence of float. Weights that must be among them, in the range.
+    """
+    middles = curve.middles
+    points = [curve.low, curve.high, *also]
+    edges = np.searchsorted(middles, np.linspace(curve.low, curve.high, _STRETCHES + 1)[1:-1])
+    for name in names:
+        for begin, end in zip(np.r_[0, edges], np.r_[edges, len(middles)], strict=True):
+            if end > begin:
+                points.append(middles[begin + np.argmax(curve.values[name][begin:end])])
+    grid = np.linspace(curve.low, curve.high, max(_POINTS - len(points), 2))
+    return np.unique(np.concatenate([points, grid[1:-1]]))
+
+
+def sensitivity_section(
+    evaluator: Evaluator, setting: FusionWeights, objective: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """The curves of a setting: one a part, over the bounds of production's file.
+
+    `delta` is the relative change of an objective against production, None where the gates refuse the weight.
+    `flat` is the interval around the setting's own weight in which the objective is, at every point drawn, below the
+    best point of the curve by no more than one standard error of that difference. The difference is paired: of the
+    same requests, its error clustered by user (linearised, what the bootstrap over users tends to). Without `flat`
+    the setting's own weight is worse than that: a guardrail or another objective holds it there.
+
+    Args:
+        evaluator: Evaluator. Of the tune window: a curve on the test window would be another look.
+        setting: FusionWeights. Its differences by segment are left out.
+        objective: str. What was maximised.
+        names: sequence of str. Objectives to draw.
+
+    Returns:
+        `{"window": "tune", "objective": ..., "curves": [...]}`.
+    """
+    sums, production = evaluator.sums, evaluator.production
+    weight_matrix([setting], production, evaluator.parts, list(evaluator.log.parts))  # refuses other constants
+    own, base = (np.array([row.weights.get(part, 0.0) for part in evaluator.parts]) for row in (setting, production))
+    here = float(base[0])
+    before = sweep(sums, base, 0, here, here + 1e-9, names)  # as good as at one weight
+    scale = {name: float(values[0]) for name, values in before.values.items() if values[0] > 0}
+    names = [name for name in names if name in scale]
+    curves = []
+    for index, part in enumerate(evaluator.parts):
+        low, high = production.bounds[part]
+        if not low < high or objective not in scale:
+            continue
+        line = Line(sums, own, index, low, high, names)
+        curve = line.curve()
+        at = float(np.clip(own[index], low, high))
+        points = page_points(curve, names, [at])
+        values = curve.at(points)
+        supported = _supported(evaluator, own, index, points)
+        row: dict[str, Any] = {
+            "part": part,
+            "production": float(base[index]),
+            "setting": float(own[index]),
+            "low_bound": low,
+            "high_bound": high,
+            "t": [float(f"{t:.9g}") for t in points],
+            "delta": {
+                name: [
+                    round(float(value / scale[name] - 1), _DIGITS) if good else None
+                    for value, good in zip(values[name], supported, strict=True)
+                ]
+                for name in names
+            },
+            "supported": supported.tolist(),
+        }
+        flat = _flat(line, points, supported, objective, int(np.searchsorted(points, at)))
+        if flat is not None:
+            row["flat"] = flat
+        curves.append(row)
+    return {"window": "tune", "objective": objective, "curves": curves}
+
+
+def _supported(evaluator: Evaluator, setting: np.ndarray, part: int, points: np.ndarray) -> np.ndarray:
+    """Whether the gates support each point, bool `[P]`: those of some, and between two only where both are."""
+    if not evaluator.estimator.causal:
+        return np.ones(len(points), bool)
+    own = min(int(np.searchsorted(points, setting[part])), len(points) - 1)
+    some = np.unique(np.r_[np.linspace(0, len(points) - 1, 33).astype(int), own])
+    matrix = np.tile(setting, (len(some), 1))
+    matrix[:, part] = points[some]
+    gates = evaluator.supports(evaluator.sums.values(matrix.astype(np.float32), ["weight", "unsupported"]))
+    good = np.array([gate is None or not gate.reason for gate in gates])
+    index = np.arange(len(points))
+    after = np.searchsorted(some, index)
+    return good[after] & good[np.where(some[after] == index, after, after - 1)]
+
+
+def _flat(line: Line, points: np.ndarray, supported: np.ndarray, name: str, at: int) -> list[float] | None:
+    """See `sensitivity_section`; None where the setting's own weight, at point `at`, is not within."""
+    ratios = line.sums.ratios
+    needed = [name, *([ratios[name]] if name in ratios else [])]
+    moments = line.moments(points, needed)
+    mean = line.means(moments.total)[name]
+    # What each user adds to the mean: linear in sums, and for a ratio a / b its derivative (a_u - mean b_u) / b.
+    of_user = moments.by_cluster[name] / line.requests(name)  # [U, P]
+    if name in ratios:
+        below = ratios[name]
+        other = moments.by_cluster[below] / line.requests(below)
+        of_user = (of_user - mean * other) / other.sum(axis=0)
+    if not supported[at]:
+        return None
+    best = int(np.argmax(np.where(supported, mean, -np.inf)))
+    difference = of_user - of_user[:, best : best + 1]
+    error = difference.std(axis=0) * np.sqrt(len(difference))
+    within = supported & (mean[best] - mean <= error + 1e-12 * abs(mean[best]))
+    if not within[at]:
+        return None
+    outside = np.flatnonzero(~within)
+    first = outside[outside < at].max(initial=-1) + 1
+    last = outside[outside > at].min(initial=len(points)) - 1
+    return [float(points[first]), float(points[last])]
