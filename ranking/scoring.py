@@ -32,6 +32,9 @@ def score_rows(
     item_ids: pd.Index,
     context: pd.DataFrame,
     price: np.ndarray | None = None,
+    *,
+    offsets: np.ndarray | None = None,
+    variant: str = "seedrank",
 ) -> Arrays:
     """The five outputs of rows of (user, item, context).
 
@@ -42,13 +45,17 @@ def score_rows(
         item_ids: pandas.Index `[n]`. Raw ids.
         context: pandas.DataFrame `[n]`. The context columns, raw.
         price: float32 `[n]` or `None`. NaN where missing: then the item's own.
+        offsets: int `[R + 1]` or `None`. Request `r` is rows `offsets[r]:offsets[r + 1]`; weights of the rank form need
+            it. Defaults to `None`.
+        variant: str. Which of the run's models gives the probabilities. Defaults to `"seedrank"`, the served one: to
+            its scale belong the constants of the run's weights.
 
     Returns:
         similarity, has_similarity, pctr, pcvr, pctcvr, price, score: float32 `[n]`.
     """
     user, item = state.rows("user", user_ids), state.rows("item", item_ids)
     arrays = state.features(user, item, context_arrays(run, context)) | similarity_of(run.lookalike, state, user, item)
-    found = run.predict(arrays)
+    found = run.predict(arrays, variant)
     has = arrays["has_similarity"]
     found |= {
         "similarity": np.where(has > 0, arrays["similarity"], np.float32(run.scales.similarity[0])),
@@ -56,7 +63,7 @@ def score_rows(
         "price": state.prices[item] if price is None else np.where(np.isnan(price), state.prices[item], price),
     }
     parts = {name: found[name] for name in (*run.weights.weights, "has_similarity")}
-    found["score"] = np.asarray(fuse(parts, run.weights), np.float32)
+    found["score"] = np.asarray(fuse(parts, run.weights, offsets=offsets), np.float32)
     return found
 
 
@@ -70,10 +77,19 @@ def _request_time(dataset: Dataset, rows: pd.DataFrame) -> np.ndarray:
     return np.append(requests["timestamp"].to_numpy(np.int64), -1)[place]
 
 
-def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress = silent) -> Arrays:
+def score_candidates(
+    run: Run, dataset: Dataset, window: str, progress: Progress = silent, *, variant: str = "seedrank"
+) -> Arrays:
     """The score parts of every candidate row of a window, each request as of its own tick.
 
     Without a candidates table the impressions themselves are the rows.
+
+    Args:
+        run: Run.
+        dataset: Dataset.
+        window: str. Name of a window of the dataset.
+        progress: Progress.
+        variant: str. Which of the run's models gives the probabilities. Defaults to `"seedrank"`, the served one.
 
     Returns:
         Dict of float32 arrays aligned with the rows of `dataset.candidates` (or impressions) in the window.
@@ -93,15 +109,19 @@ def score_candidates(run: Run, dataset: Dataset, window: str, progress: Progress
     if not len(inside):
         raise UserError(f"{dataset.path}: no request lies in the window {window!r}; check [windows] in dataset.toml.")
     ticks = timeline.tick(time[inside])
+    whole = pd.factorize(rows["request_id"].iloc[inside])[0]
     parts: list[Arrays] = []
     places = []
     for tick in np.unique(ticks):
         chosen = np.flatnonzero(ticks == tick)
+        chosen = chosen[np.argsort(whole[chosen], kind="stable")]  # a rank is within the rows of one request
+        offsets = np.append(0, np.cumsum(np.unique(whole[chosen], return_counts=True)[1]))
         row = inside[chosen]
         of_row = requests.iloc[place[row]].reset_index(drop=True)
         price = rows["price"].to_numpy(np.float32)[row] if "price" in rows else None
         users, items = pd.Index(of_row["user_id"]), pd.Index(rows["item_id"].iloc[row])
-        parts.append(score_rows(run, builder.at(int(tick)), users, items, of_row, price))
+        state = builder.at(int(tick))
+        parts.append(score_rows(run, state, users, items, of_row, price, offsets=offsets, variant=variant))
         places.append(chosen)
         progress(f"{window} candidates scored", sum(map(len, places)), len(inside))
     back = np.argsort(np.concatenate(places), kind="stable")
