@@ -7,24 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from ranking.data.schema import Feature, Schema
+from ranking.data.schema import Feature
 from ranking.errors import UserError
 from ranking.features import MISSING, OUT_OF_VOCABULARY, Vocabulary
-from ranking.fusion import FusionWeights, fuse
-from ranking.run import Run
-from ranking.scoring import score_rows
+from ranking.fingerprints import fingerprints
+from ranking.fusion import FusionWeights
+from ranking.fusion_layer import ServedFusion
+from ranking.golden import FUSION, golden_requests, raw_ids, write_golden_scores
+from ranking.run import Run, state_arrays
+from ranking.state import State
 from ranking.statistics import combine
 from serving.publish import publish, write_golden
 
 __all__ = ["MAX_CANDIDATES", "ServedRanker", "export_run"]
 
 MAX_CANDIDATES = 5000
-GOLDEN_CANDIDATES = 50
 
 
 class _Lookup(tf.Module):
@@ -32,7 +33,7 @@ class _Lookup(tf.Module):
 
     def __init__(self, ids: pd.Index, what: str):
         super().__init__()
-        keys = _keys(tf.constant(_raw(ids))).numpy()
+        keys = fingerprints(tf.constant(raw_ids(ids))).numpy()
         self.order = np.argsort(keys, kind="stable")
         keys = keys[self.order]
         if len(keys) > 1 and (np.diff(keys) == 0).any():
@@ -43,7 +44,7 @@ class _Lookup(tf.Module):
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
         """int32 rows [n] of raw ids [n]."""
         size = tf.size(self.keys)
-        keys = _keys(ids)
+        keys = fingerprints(ids)
         place = tf.searchsorted(self.keys, keys)
         found = tf.equal(tf.gather(self.keys, tf.minimum(place, size - 1)), keys) & (place < size)
         return tf.where(found, place, size)
@@ -51,12 +52,6 @@ class _Lookup(tf.Module):
     def table(self, values: np.ndarray) -> tf.Variable:
         """A table whose rows follow the keys; its last row stays the last."""
         return tf.Variable(values[np.append(self.order, len(self.order))], trainable=False)
-
-
-def _keys(ids: tf.Tensor) -> tf.Tensor:
-    if ids.dtype == tf.string:
-        return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
-    return ids
 
 
 class _ContextColumn(tf.Module):
@@ -128,7 +123,16 @@ class ServedRanker(tf.Module):
         # Its variables, not the model: tracked itself, it would bring the optimizer's slots into every version.
         self.parameters = [variable.value for variable in ranker.variables]
         self.ranker = lambda arrays: ranker({tensor.name: arrays[tensor.name] for tensor in ranker.inputs})
+        self.fusion = ServedFusion(run.weights, segmented=bool(schema.segment))
         self.weights = run.weights
+        self.segmented = bool(schema.segment)
+        for feature in schema.side("context"):
+            one_text = feature.kind != "numeric" and feature.per == "request" and schema.segment == feature.name
+            if self.segmented and feature.name == "segment" and not one_text:
+                raise UserError(
+                    "the context feature `segment` has the name that the segment has on the wire: [replay] `segment` "
+                    f"should be this column, one text a request. Received: {schema.segment!r}."
+                )
         self.similarity_mean = run.scales.similarity[0]
         self.user_lookup = _Lookup(state.user_ids, "user ids")
         self.item_lookup = _Lookup(state.item_ids, "item ids")
@@ -163,7 +167,7 @@ class ServedRanker(tf.Module):
         self.users, self.items, self.crosses = users, items, crosses  # whole: a tracked dict may not grow by |=
         self.context = [_ContextColumn(feature, run) for feature in schema.side("context")]
         self.has_price = bool(np.isfinite(state.prices).any())
-        self.version = tf.Variable(_int64_hash(_tables_hash(run)), trainable=False, dtype=tf.int64)
+        self.version = tf.Variable(_int64_hash(_tables_hash(state)), trainable=False, dtype=tf.int64)
         self.watermark = tf.Variable(state.tick, trainable=False, dtype=tf.int64)
         self.space = tf.Variable(_int64_hash(run.info["embedding_space"]), trainable=False, dtype=tf.int64)
 
@@ -201,13 +205,9 @@ class ServedRanker(tf.Module):
             arrays[name] = tf.gather(values, tf.where(found, place, size))
         if self.has_price:
             arrays["price"] = tf.where(tf.math.is_nan(inputs["price"]), arrays["price"], inputs["price"])
-        found = self.ranker(arrays)
-        if weights is not None:
-            parts = {name: found[name] for name in ("similarity", "pctr", "pcvr")}
-            parts["has_similarity"] = arrays["has_similarity"]
-            if "price" in self.weights.weights:
-                parts["price"] = arrays["price"]
-            found["score"] = fuse(parts, self.weights, weights, xp=keras.ops)
+        found = self.ranker(arrays)  # its own score, of constants, is never fetched and so never computed
+        parts = {name: {**arrays, **found}[name] for name in (*self.weights.weights, "has_similarity")}
+        found["score"] = self.fusion.score(parts, weights, segment=inputs.get("segment") if self.segmented else None)
         known = {
             "has_similarity": arrays["has_similarity"] > 0,
             "known_user": whole(user < tf.size(self.user_lookup.keys)),
@@ -232,24 +232,27 @@ class ServedRanker(tf.Module):
         }
         if self.has_price:
             specs["price"] = tf.TensorSpec([None], tf.float32, name="price")
+        if self.segmented:
+            specs["segment"] = tf.TensorSpec([user_rows], tf.string, name="segment")
         return specs
 
     def _weight_specs(self) -> dict[str, tf.TypeSpec]:
         return {name: tf.TensorSpec([1], tf.float32, name=f"weight_{name}") for name in self.weights.weights}
 
     def signatures(self) -> dict[str, Callable[..., Any]]:
-        """`rank`, `rank_with_weights` and `serving_default` as concrete functions with named inputs."""
+        """`rank`, `rank_with_weights` and `serving_default` as concrete functions with named inputs.
+
+        Weights of the rank form have no `serving_default`: its rows need not be of one request.
+        """
         weight_specs = self._weight_specs()
 
         def weighted(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             weights, limits = {}, []
             for name in weight_specs:
                 value = inputs.pop(f"weight_{name}")[0]
-                low, high = self.weights.bounds[name]
-                inside = tf.math.is_finite(value) & (value >= low) & (value <= high)
-                limits.append(
-                    tf.debugging.Assert(inside, [f"weight_{name} should be in [{low}, {high}]; received", value])
-                )
+                bounds = self.fusion.bounds(name)
+                inside = tf.math.is_finite(value) & (value >= bounds[0]) & (value <= bounds[1])
+                limits.append(tf.debugging.Assert(inside, [f"weight_{name} should be in", bounds, "received", value]))
                 weights[name] = value
             with tf.control_dependencies(limits):
                 return self._score(inputs, {name: tf.identity(value) for name, value in weights.items()})
@@ -259,21 +262,25 @@ class ServedRanker(tf.Module):
 
         one, many = self._specs(1), self._specs(None)
         with_weights = {**one, **{f"weight_{name}": spec for name, spec in weight_specs.items()}}
-        return {
+        signatures = {
             "rank": tf.function(plain).get_concrete_function(**one),
             "rank_with_weights": tf.function(weighted).get_concrete_function(**with_weights),
-            "serving_default": tf.function(plain).get_concrete_function(**many),
         }
+        if self.weights.form != "rank":
+            signatures["serving_default"] = tf.function(plain).get_concrete_function(**many)
+        return signatures
 
 
 def _int64_hash(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)  # 60 bits: never negative
 
 
-def _tables_hash(run: Run) -> str:
+def _tables_hash(state: State) -> str:
     digest = hashlib.sha256()
-    for values in (*run.state.users.values(), run.state.centroids, run.state.seed_counts, run.state.user_vectors):
-        digest.update(np.ascontiguousarray(values).tobytes())
+    for name, values in sorted(state_arrays(state).items()):
+        array = np.ascontiguousarray(values)
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -294,56 +301,16 @@ def export_run(run: Run, models: str | Path, *, name: str = "seedrank", weights:
         run = dataclasses.replace(run, weights=weights)
     base = Path(models) / name
 
-    def build(folder: Path) -> None:
+    def build(folder: Path, _: Path | None) -> dict[str, str]:
         served = ServedRanker(run)
         tf.saved_model.save(served, str(folder), signatures=served.signatures())
         write_golden(folder, golden_requests(run))
-        run.weights.save(folder / "assets.extra" / "fusion.json")
+        write_golden_scores(folder, run.weights)
+        run.weights.save(folder / FUSION)
+        return {
+            "parameters": run.info["parameters_hash"],
+            "weights": run.weights.hash,
+            "tables": _tables_hash(run.state),
+        }
 
     return base / str(publish(base, build))
-
-
-def golden_requests(run: Run) -> list[dict[str, Any]]:
-    """Requests with the answers that the Python path gives: a version that answers otherwise is not published."""
-    state, schema = run.state, run.schema
-    generator = np.random.default_rng(0)
-    known = generator.choice(len(state.item_ids), min(GOLDEN_CANDIDATES, len(state.item_ids)), replace=False)
-    item_ids = state.item_ids[known]
-    requests: list[dict[str, Any]] = []
-    for user in (0, len(state.user_ids) // 2):
-        context = _golden_context(schema, run, len(requests))
-        user_ids = state.user_ids[[user]]
-        frame = pd.DataFrame(
-            {name: [value] * len(item_ids) for name, value in context.items()}, index=range(len(item_ids))
-        )
-        expected = score_rows(run, state, user_ids.repeat(len(item_ids)), item_ids, frame)
-        inputs: dict[str, Any] = {"user_id": _raw(user_ids), "item_id": _raw(item_ids)}
-        for feature in schema.side("context"):
-            values = np.array([context[feature.name]] * (1 if feature.per == "request" else len(item_ids)))
-            inputs[feature.name] = values.astype(np.float32 if feature.kind == "numeric" else object)
-        if np.isfinite(state.prices).any():
-            inputs["price"] = np.full(len(item_ids), np.nan, np.float32)
-        requests.append(
-            {
-                "signature": "rank",
-                "inputs": inputs,
-                "outputs": {name: expected[name] for name in ("similarity", "pctr", "pcvr", "pctcvr", "score")},
-            }
-        )
-    return requests
-
-
-def _raw(ids: pd.Index) -> np.ndarray:
-    return ids.to_numpy(np.int64) if ids.dtype.kind == "i" else ids.to_numpy(object)
-
-
-def _golden_context(schema: Schema, run: Run, number: int) -> dict[str, Any]:
-    context: dict[str, Any] = {}
-    for feature in schema.side("context"):
-        name = f"context_{feature.name}"
-        if feature.kind == "numeric":
-            context[feature.name] = run.encoder.ranges[name][0]
-        else:
-            values = run.encoder.vocabularies[name].values
-            context[feature.name] = str(values[number % len(values)]) if len(values) else ""
-    return context

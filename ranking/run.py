@@ -27,7 +27,17 @@ from ranking.state import State, StateBuilder, in_batches
 from ranking.statistics import StatisticTable
 from ranking.timeline import Timeline
 
-__all__ = ["Run", "Scales", "load_run", "load_state", "lookalike_as_model", "parameters_hash", "save_run", "save_state"]
+__all__ = [
+    "Run",
+    "Scales",
+    "load_run",
+    "load_state",
+    "lookalike_as_model",
+    "parameters_hash",
+    "save_run",
+    "save_state",
+    "state_arrays",
+]
 
 FORMAT = 2
 
@@ -298,6 +308,11 @@ def lookalike_as_model(lookalike: LookalikeModel, m: int, k: int, h: int) -> ker
 
 def save_state(state: State, path: Path) -> None:
     """Writes a state as one .npz file, without pickles."""
+    np.savez(path, **state_arrays(state))
+
+
+def state_arrays(state: State) -> dict[str, Any]:
+    """The content of a state, by name: numbers and arrays."""
     arrays: dict[str, Any] = {
         "tick": state.tick,
         "user_ids": _ids(state.user_ids),
@@ -313,7 +328,7 @@ def save_state(state: State, path: Path) -> None:
     for name, table in state.statistics.items():
         arrays |= {f"statistic/{name}/values": table.values, f"statistic/{name}/codes": table.codes}
         arrays[f"statistic/{name}/side"] = np.array([table.side, *(f"{c}:{n}" for c, n in table.columns)])
-    np.savez(path, **arrays)
+    return arrays
 
 
 def _ids(index: pd.Index) -> np.ndarray:

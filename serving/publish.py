@@ -17,7 +17,7 @@ from typing import Any
 
 from serving.errors import ServingError
 
-__all__ = ["GOLDEN", "MANIFEST", "publish", "versions", "write_golden"]
+__all__ = ["GOLDEN", "MANIFEST", "publish", "version_hashes", "versions", "write_golden"]
 
 GOLDEN = "assets.extra/golden.json"
 MANIFEST = "manifest.json"
@@ -43,12 +43,23 @@ def version_folders(base_path: Path) -> dict[int, Path]:
     return {int(name): base_path / name for name in names if re.fullmatch(r"[0-9]+", name) and int(name) < 1 << 63}
 
 
+def version_hashes(folder: str | Path) -> dict[str, str]:
+    """What a version says it is made of: name -> hash, as its publisher gave them; empty where it gave none."""
+    try:
+        content = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        return {str(name): str(digest) for name, digest in content["hashes"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *, tolerance: float = 1e-5) -> Path:
     """Writes the requests that a SavedModel must answer before it may be published.
 
     Args:
         directory: str or Path. The SavedModel's folder.
-        requests: sequence of dicts with `signature` (str), `inputs` and `outputs` (dicts of arrays by name).
+        requests: sequence of dicts with `signature` (str), `inputs` and `outputs` (dicts of arrays by name); and, where
+            given, `parts` (the same): what the outputs were made of beside the inputs. It is kept for who changes what
+            they are made with, and never replayed.
         tolerance: float. Largest accepted `|answer - output| / max(1, |output|)`. Defaults to `1e-5`.
 
     Returns:
@@ -66,8 +77,11 @@ def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
         "requests": [
             {
                 "signature": request["signature"],
-                "inputs": {name: listed(values) for name, values in request["inputs"].items()},
-                "outputs": {name: listed(values) for name, values in request["outputs"].items()},
+                **{
+                    key: {name: listed(values) for name, values in request[key].items()}
+                    for key in ("inputs", "outputs", "parts")
+                    if key in request
+                },
             }
             for request in requests
         ],
@@ -78,16 +92,26 @@ def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
     return path
 
 
-def publish(base_path: str | Path, build: Callable[[Path], object], *, keep: int = 3, verify: bool = True) -> int:
+def publish(
+    base_path: str | Path,
+    build: Callable[[Path, Path | None], Mapping[str, str] | None],
+    *,
+    keep: int = 3,
+    verify: bool = True,
+) -> int:
     """Publishes what `build` writes as the next version of a model.
 
     `build` writes a SavedModel into a temporary folder, which a server never loads. A fresh process loads it and
     replays its golden requests (`write_golden`); then every file is synced and the folder renamed to its version. A
     crash at any moment leaves the published versions as they were; the next publish removes what was left over.
 
+    From before `build` reads the live version until the new one is in its place no other publisher acts, so that who
+    changes a part of the live version never undoes what another one changed meanwhile.
+
     Args:
         base_path: str or Path. The model's folder; made if missing. One publisher at a time: a second one waits.
-        build: callable. Given the temporary folder; what it returns is ignored.
+        build: callable. Given the temporary folder and the folder of the newest version, `None` where there is none. It
+            may return what the version is made of, name -> hash; the manifest keeps them and a server tells them.
         keep: int. Newest versions that stay, this one included. Defaults to `3`.
         verify: bool. Whether to load and replay in a fresh process. Defaults to `True`.
 
@@ -107,7 +131,8 @@ def publish(base_path: str | Path, build: Callable[[Path], object], *, keep: int
         temporary = base / f".tmp-{uuid.uuid4().hex}"
         temporary.mkdir()
         try:
-            build(temporary)
+            found = version_folders(base)
+            hashes = build(temporary, found[max(found)] if found else None)
             if not (temporary / "saved_model.pb").is_file():
                 raise ServingError(
                     f"`build` should write a SavedModel into the folder it is given. Received: {build!r}."
@@ -115,7 +140,7 @@ def publish(base_path: str | Path, build: Callable[[Path], object], *, keep: int
             if verify:
                 _verify(temporary)
             version = max(int(time.time() * 1000), *(last + 1 for last in versions(base)), 0)
-            _write_manifest(temporary, version)
+            _write_manifest(temporary, version, dict(hashes or {}))
             _sync(temporary)
             os.rename(temporary, base / str(version))
             _fsync(base)
@@ -147,14 +172,14 @@ def _verify(directory: Path) -> None:
         raise ServingError(f"not published: {said[-1]}")
 
 
-def _write_manifest(directory: Path, version: int) -> None:
+def _write_manifest(directory: Path, version: int, hashes: dict[str, str]) -> None:
     files = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    content = {"version": version, "files": files}
+    content = {"version": version, "hashes": hashes, "files": files}
     (directory / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

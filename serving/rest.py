@@ -44,6 +44,7 @@ class RestClient:
         if retries < 0:
             raise ServingError(f"`retries` should not be negative. Received: retries={retries}.")
         self._base = f"{url.rstrip('/')}/v1/models/{quote(model, safe='')}"
+        self._live = f"{url.rstrip('/')}/v1/seedrank/models/{quote(model, safe='')}"
         self._timeout = timeout
         self._retries = retries
         self._pool = urllib3.PoolManager(maxsize=16, retries=False)
@@ -70,7 +71,7 @@ class RestClient:
         if signature is not None:
             body["signature_name"] = signature
         try:
-            reply = self._call("POST", f"{_part(version)}:predict", json.dumps(body).encode())
+            reply = self._call("POST", f"{self._base}{_part(version)}:predict", json.dumps(body).encode())
         except InvalidArgument:
             self._signatures.clear()  # a new version may have other inputs
             raise
@@ -109,12 +110,20 @@ class RestClient:
         """The model's versions, newest first: `version`, `state`, `error_code`, `error_message`."""
         return [
             {"version": int(entry["version"]), "state": entry["state"], **entry["status"]}
-            for entry in self._call("GET", "")["model_version_status"]
+            for entry in self._call("GET", self._base)["model_version_status"]
         ]
 
     def metadata(self, version: int | None = None) -> dict[str, Any]:
         """The model's signatures, as TensorFlow Serving words them."""
-        return self._call("GET", f"{_part(version)}/metadata")
+        return self._call("GET", f"{self._base}{_part(version)}/metadata")
+
+    def live(self) -> dict[str, Any]:
+        """The version that answers: `version`, `state`, and `hashes` of what it is made of, by name.
+
+        Only the embedded server tells them; TensorFlow Serving answers INVALID_ARGUMENT.
+        """
+        found = self._call("GET", self._live)
+        return {**found, "version": int(found["version"])}
 
     def close(self) -> None:
         """Closes the connections."""
@@ -133,17 +142,17 @@ class RestClient:
             self._signatures[name, version] = declared_signature(self.metadata(version), name)
         return self._signatures[name, version]
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> Any:
+    def _call(self, method: str, url: str, body: bytes | None = None) -> Any:
         deadline = time.monotonic() + self._timeout
         for attempt in range(self._retries + 1):
             try:
-                return self._attempt(method, self._base + path, body, deadline - time.monotonic())
+                return self._attempt(method, url, body, deadline - time.monotonic())
             except Unavailable:
                 pause = 0.05 * 2**attempt
                 if attempt == self._retries or time.monotonic() + pause >= deadline:
                     raise
                 time.sleep(pause)
-        raise Unavailable(f"no answer from {self._base}")
+        raise Unavailable(f"no answer from {url}")
 
     def _attempt(self, method: str, url: str, body: bytes | None, seconds: float) -> Any:
         try:

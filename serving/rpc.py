@@ -1,15 +1,17 @@
 """The gRPC client: the same calls as `serving.rest`, with packed tensors. Imports TensorFlow at the first call."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from serving.errors import CODES, InvalidArgument, ServingError, Unavailable, request_error
+from serving.errors import CODES, InvalidArgument, ServingError, Unavailable, Unimplemented, request_error
 from serving.signature import Signature, declared_signature, rank_inputs
 
-__all__ = ["GrpcClient"]
+__all__ = ["LIVE_METADATA", "GrpcClient"]
 
+LIVE_METADATA = "seedrank-live-bin"  # -bin: bytes, as gRPC has it
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -81,7 +83,7 @@ class GrpcClient:
                 wanted = dtype.name if dtype else "a tensor"
                 raise ServingError(f"`{name}` can not be sent as {wanted}: {error}") from error
         try:
-            response = self._call("PredictionService/Predict", request, PredictResponse)
+            response, _ = self._call("PredictionService/Predict", request, PredictResponse)
         except InvalidArgument:
             self._signatures.clear()  # a new version may have other inputs
             raise
@@ -104,15 +106,9 @@ class GrpcClient:
 
     def status(self) -> list[dict[str, Any]]:
         """The model's versions, newest first: `version`, `state`, `error_code`, `error_message`."""
-        from tensorflow_serving.apis.get_model_status_pb2 import (
-            GetModelStatusRequest,
-            GetModelStatusResponse,
-            ModelVersionStatus,
-        )
+        from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
-        request = GetModelStatusRequest()
-        self._fill_spec(request, None)
-        response = self._call("ModelService/GetModelStatus", request, GetModelStatusResponse)
+        response, _ = self._status()
         return [
             {
                 "version": entry.version,
@@ -122,6 +118,25 @@ class GrpcClient:
             }
             for entry in response.model_version_status
         ]
+
+    def live(self) -> dict[str, Any]:
+        """The version that answers, as `serving.rest.RestClient.live`.
+
+        Raises:
+            Unimplemented: the server does not tell it: TensorFlow Serving does not.
+        """
+        _, beside = self._status()
+        if LIVE_METADATA not in beside:
+            raise Unimplemented("this server does not tell what its versions are made of.")
+        found = json.loads(beside[LIVE_METADATA])
+        return {**found, "version": int(found["version"])}
+
+    def _status(self) -> tuple[Any, dict[str, Any]]:
+        from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, GetModelStatusResponse
+
+        request = GetModelStatusRequest()
+        self._fill_spec(request, None)
+        return self._call("ModelService/GetModelStatus", request, GetModelStatusResponse)
 
     def metadata(self, version: int | None = None) -> dict[str, Any]:
         """The model's signatures, in the form of the REST API."""
@@ -134,7 +149,7 @@ class GrpcClient:
 
         request = GetModelMetadataRequest(metadata_field=["signature_def"])
         self._fill_spec(request, version)
-        response = self._call("PredictionService/GetModelMetadata", request, GetModelMetadataResponse)
+        response, _ = self._call("PredictionService/GetModelMetadata", request, GetModelMetadataResponse)
         signatures = SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
         options: dict[str, Any] = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
@@ -165,7 +180,8 @@ class GrpcClient:
         if version is not None:
             request.model_spec.version.value = version
 
-    def _call(self, method: str, request: Any, response_type: Any) -> Any:
+    def _call(self, method: str, request: Any, response_type: Any) -> tuple[Any, dict[str, Any]]:
+        """The reply, and the metadata that came after it."""
         import grpc
 
         call = self._channel.unary_unary(
@@ -176,7 +192,8 @@ class GrpcClient:
         deadline = time.monotonic() + self._timeout
         for attempt in range(self._retries + 1):
             try:
-                return call(request, timeout=max(deadline - time.monotonic(), 0.001))
+                response, done = call.with_call(request, timeout=max(deadline - time.monotonic(), 0.001))
+                return response, dict(done.trailing_metadata() or ())
             except grpc.RpcError as error:
                 failure = request_error(CODES[error.code().value[0]], error.details() or "no details")
                 pause = 0.05 * 2**attempt

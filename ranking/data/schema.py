@@ -140,8 +140,8 @@ class Schema:
         tick_ms: int. The cadence at which seeds, centroids and statistics advance.
         k: int. Centroids an item.
         min_seeds: int. An item with fewer seeds has no similarity.
-        examination: tuple of float or None. The P(user looks at position k) the log's exposure propensities were
-            computed with.
+        examination: tuple of float or None. P(user looks at position k) that exposure propensities were made with.
+        segment: str. The column that fusion weights may differ by, `segment` on the wire. Defaults to `""`: none.
     """
 
     user_id: str
@@ -160,6 +160,7 @@ class Schema:
     k: int
     min_seeds: int
     examination: tuple[float, ...] | None
+    segment: str = ""
 
     def window(self, name: str) -> tuple[int, int]:
         """The half-open `(start, end)` of a window, or a UserError that lists the declared ones."""
@@ -204,7 +205,8 @@ class _Parser:
 
     def __init__(self, origin: str) -> None:
         rules = Rules(origin)
-        self.fail, self.keys, self.choice, self.count = rules.fail, rules.keys, rules.choice, rules.count
+        self.fail, self.keys, self.choice = rules.fail, rules.keys, rules.choice
+        self.count, self.text = rules.count, rules.text
         self.ordinal = False
 
     def schema(self, document: dict[str, Any]) -> Schema:
@@ -217,6 +219,7 @@ class _Parser:
         ids = self.keys(document["ids"], "[ids]", ("user", "item"), ("user", "item"))
         labels = self.labels(document.get("labels", {}))
         state = self.keys(document.get("state", {}), "[state]", ("tick", "k", "min_seeds"))
+        replay = self.keys(document.get("replay", {}), "[replay]", ("examination", "segment"))
         tables = self.keys(document.get("features", {}), "[features]", (*_SIDES, "behavior", "statistic"))
         features = tuple(feature for side in _SIDES for feature in self.features(tables.get(side, {}), side))
         behaviors = self.behaviors(tables.get("behavior", {}))
@@ -233,7 +236,8 @@ class _Parser:
             tick_ms=self.tick(state.get("tick", None if self.ordinal else "1d")),
             k=self.count(state, "k", "[state]", 20),
             min_seeds=self.count(state, "min_seeds", "[state]", 30),
-            examination=self.examination(document.get("replay", {})),
+            examination=self.examination(replay.get("examination")),
+            segment=self.text(replay, "segment", "[replay]"),
             **labels,
         )
 
@@ -387,8 +391,7 @@ class _Parser:
             raise self.fail(where, "should hold a multi feature alone", key)
         return tuple(key)
 
-    def examination(self, table: Any) -> tuple[float, ...] | None:
-        values = self.keys(table, "[replay]", ("examination",)).get("examination")
+    def examination(self, values: Any) -> tuple[float, ...] | None:
         if values is None:
             return None
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)

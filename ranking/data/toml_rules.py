@@ -51,3 +51,10 @@ class Rules:
         if type(value) is not int or value < 1:
             raise self.fail(f"{where} `{key}`", "should be a positive integer", value)
         return value
+
+    def text(self, table: Mapping[str, Any], key: str, where: str) -> str:
+        """The value of a key that is a text and not empty; empty where the key is absent."""
+        value = table.get(key, "")
+        if not isinstance(value, str) or (key in table and not value):
+            raise self.fail(f"{where} `{key}`", "should be a non-empty text", value)
+        return value

@@ -7,13 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from serving.errors import InvalidArgument
+from serving.server.versions import VersionStatus
 
-__all__ = ["columnar_reply", "error_reply", "row_reply"]
+__all__ = ["columnar_reply", "error_reply", "live_reply", "row_reply"]
 
 
 def error_reply(message: str) -> bytes:
     """`{"error": message}`."""
     return f'{{\n    "error": {_quote(message)}\n}}'.encode("utf-8", "replace")
+
+
+def live_reply(status: VersionStatus) -> bytes:
+    """`{"version": .., "state": .., "hashes": {..}}` on one line: not TensorFlow Serving's, it has no such reply."""
+    content = {"version": str(status.version), "state": status.state, "hashes": dict(status.hashes)}
+    return json.dumps(content).encode()
 
 
 def columnar_reply(outputs: Mapping[str, np.ndarray]) -> bytes:

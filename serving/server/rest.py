@@ -17,7 +17,7 @@ from aiohttp import web
 from serving.errors import HTTP_STATUS, InvalidArgument, RequestError, Unimplemented
 from serving.server.bundle import DEFAULT_SIGNATURE
 from serving.server.decode import parse_predict
-from serving.server.encode import columnar_reply, error_reply, row_reply
+from serving.server.encode import columnar_reply, error_reply, live_reply, row_reply
 from serving.server.versions import Models
 
 __all__ = ["RestServer"]
@@ -35,6 +35,8 @@ _STATUS = re.compile(
     r"/v1/models(?:/(?P<name>[^/:]+))?(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?(?P<metadata>/metadata)?",
     re.IGNORECASE,
 )
+# Ours alone: TensorFlow Serving has no such path, and its own replies keep its shape.
+_LIVE = re.compile(r"/v1/seedrank/models/(?P<name>[^/:]+)", re.IGNORECASE)
 _NOT_FOUND = b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 
 
@@ -131,6 +133,8 @@ class RestServer:
             if found["metadata"]:
                 return self._metadata(name, version, label)
             return self._status(name, version)
+        elif method == "GET" and (found := _LIVE.fullmatch(path)):
+            return live_reply(self._models.live(unquote(found["name"])))
         raise InvalidArgument(f"Malformed request: {method} {path}")
 
     def _predict(self, name: str, version: int | None, label: str, body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """The gRPC services: Predict, GetModelMetadata and GetModelStatus with TensorFlow Serving's codes and texts."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import CODES, InvalidArgument, RequestError, ServingError, Unimplemented
+from serving.errors import CODES, InvalidArgument, NotFound, RequestError, ServingError, Unimplemented
+from serving.rpc import LIVE_METADATA
 from serving.server.bundle import DEFAULT_SIGNATURE
+from serving.server.encode import live_reply
 from serving.server.versions import Models
 
 __all__ = ["start_grpc"]
@@ -155,12 +158,12 @@ class _ModelService:
         self._models = models
 
     def GetModelStatus(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: self._status(request))
+        return _answer(context, lambda: self._status(request, context))
 
     def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
         return _answer(context, lambda: _unimplemented("HandleReloadConfigRequest"))
 
-    def _status(self, request: Any) -> Any:
+    def _status(self, request: Any, context: Any) -> Any:
         from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse
 
         name, version, _ = _spec(request)  # TensorFlow Serving ignores the label here
@@ -169,6 +172,9 @@ class _ModelService:
             added = response.model_version_status.add(version=status.version, state=_STATES[status.state])
             added.status.error_code = CODES.index(status.error_code)
             added.status.error_message = status.error_message
+        with contextlib.suppress(NotFound):  # none is loaded: the statuses say so
+            # Beside the reply, whose shape is TensorFlow Serving's: its clients do not see it.
+            context.set_trailing_metadata(((LIVE_METADATA, live_reply(self._models.live(name))),))
         return response
 
 

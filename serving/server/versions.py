@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.errors import InvalidArgument, NotFound, RequestError, ServingError
-from serving.publish import version_folders
+from serving.publish import version_folders, version_hashes
 from serving.server.bundle import Bundle
 
 __all__ = ["Models", "VersionStatus", "find_models"]
@@ -20,12 +20,16 @@ STATUSES = 100  # versions of a model that stay listed
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """What the server says of one version: START, LOADING, AVAILABLE, UNLOADING or END, and the error if it failed."""
+    """What the server says of one version: START, LOADING, AVAILABLE, UNLOADING or END, and the error if it failed.
+
+    `hashes`, of an available one: what it is made of, as its manifest says.
+    """
 
     version: int
     state: str
     error_code: str = "OK"
     error_message: str = ""
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_models(models_dir: str | Path) -> dict[str, Path]:
@@ -142,6 +146,7 @@ class Models:
             return False
         self._report(model, VersionStatus(version, "LOADING"))
         try:
+            hashes = version_hashes(folder)
             bundle = self._load(folder)
         except RequestError as error:
             _log.error("model %s version %d failed to load: %s", model.name, version, error)
@@ -150,7 +155,7 @@ class Models:
             return False
         with self._changed:
             model.loaded = _Loaded(version, bundle)
-            model.statuses[version] = VersionStatus(version, "AVAILABLE")
+            model.statuses[version] = VersionStatus(version, "AVAILABLE", hashes=hashes)
         _log.info("model %s version %d loaded", model.name, version)
         return True
 
@@ -209,6 +214,17 @@ class Models:
         if version not in known:
             raise NotFound(f"Could not find version {version} of model {name}")
         return [known[version]]
+
+    def live(self, name: str) -> VersionStatus:
+        """The version that answers.
+
+        Raises:
+            NotFound: there is no such model, or none of its versions is loaded.
+        """
+        for status in self.statuses(name):
+            if status.state == "AVAILABLE":
+                return status
+        raise NotFound(f"Servable not found for request: Latest({name})")
 
     def close(self) -> None:
         """Unloads everything."""

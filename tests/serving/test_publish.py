@@ -21,7 +21,7 @@ from serving.verify import verify
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, live: Path | None) -> None:
     (folder / "variables").mkdir()
     (folder / "saved_model.pb").write_bytes(b"graph")
     (folder / "variables" / "variables.index").write_bytes(b"index")
@@ -59,8 +59,8 @@ def test_manifest_holds_the_hash_of_every_file(tmp_path):
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    def broken(folder):
-        build(folder)
+    def broken(folder, live):
+        build(folder, live)
         raise RuntimeError("disk on fire")
 
     with pytest.raises(RuntimeError, match="disk on fire"):
@@ -72,13 +72,13 @@ def test_rejected_arguments(tmp_path):
     with pytest.raises(ServingError, match="`keep` should be a positive integer. Received: keep=0."):
         publish(tmp_path, build, keep=0)
     with pytest.raises(ServingError, match="`build` should write a SavedModel"):
-        publish(tmp_path, lambda folder: None, verify=False)
+        publish(tmp_path, lambda folder, live: None, verify=False)
 
 
 KILLED = """
 import os, signal, sys
 from serving.publish import publish
-def build(folder):
+def build(folder, live):
     (folder / "saved_model.pb").write_bytes(b"half")
     print("building", flush=True)
     signal.pause()
@@ -104,11 +104,11 @@ def test_kill_in_the_build_leaves_nothing_a_server_would_load(tmp_path):
 def test_publishers_take_turns(tmp_path):
     inside, most = [], []
 
-    def slow(folder):
+    def slow(folder, live):
         inside.append(folder)
         most.append(len(inside))
         time.sleep(0.05)
-        build(folder)
+        build(folder, live)
         inside.remove(folder)
 
     threads = [threading.Thread(target=publish, args=(tmp_path, slow), kwargs={"verify": False}) for _ in range(4)]
@@ -125,7 +125,7 @@ def golden(x, y, signature="serving_default"):
 
 
 def test_publish_verifies_in_a_fresh_process(tmp_path, save_half):
-    def build_half(folder):
+    def build_half(folder, live):
         folder.rmdir()
         save_half(folder)
         write_golden(folder, [golden([[1], [4]], [[2.5], [4.0]])])  # y = 0.5 x + 2: 1 -> 2.5, 4 -> 4
