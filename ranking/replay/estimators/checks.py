@@ -70,7 +70,7 @@ def checked_exposure(log: ReplayLog, name: str) -> tuple[np.ndarray, np.ndarray]
         first = wrong[0]
         raise UserError(
             f"`exposure_propensity` should add up to the examination of the shown places, {wanted[first]:.4g}, in "
-            f"request {log.request_id[first]!r}. Received: {found[first]:.4g}, in {len(wrong)} of {log.requests} "
+            f"request {log.request_id[first]}. Received: {found[first]:.4g}, in {len(wrong)} of {log.requests} "
             "requests: the propensities are of another kind or were made with another `examination`."
         )
     return theta, propensity

@@ -60,7 +60,7 @@ class E1ReplayMatch:
             row = np.flatnonzero(shown)[away.argmax()]
             raise UserError(
                 "E1 needs a log in uniformly random order, with `position_propensity` = 1 / candidates, "
-                f"{1 / candidates[row]:.4g} in request {log.request_id[log.request_of_row[row]]!r}. Received: "
+                f"{1 / candidates[row]:.4g} in request {log.request_id[log.request_of_row[row]]}. Received: "
                 f"{propensity[row]:.4g}, and others in {(away > _UNIFORM).mean():.0%} of the shown rows."
             )
         return _matched(log, production, candidates.astype(np.float64), ratio=True)
