@@ -15,6 +15,7 @@ from ranking.replay.propensity import check_policy, log_propensities, place_prop
 __all__ = [
     "LONG_TAIL_SHARE",
     "NEW_DAYS",
+    "PARTS",
     "category_of_row",
     "labels_of",
     "mature_requests",
