@@ -79,8 +79,8 @@ def _trial(study: Study, row: dict[str, Any]) -> optuna.trial.FrozenTrial:
     for entry in study.shortlist:
         if all(abs(entry.test.weights[part] - weight) < 1e-6 for part, weight in weights.items()):
             attributes["name"] = entry.name
-    given: dict[str, Any] = {
-        "params": weights,
+    given: dict[str, Any] = {  # rounded in the file, perhaps to just beyond a bound
+        "params": {part: min(max(weight, bounds[part][0]), bounds[part][1]) for part, weight in weights.items()},
         "distributions": {part: optuna.distributions.FloatDistribution(*bounds[part]) for part in weights},
     }
     if "reason" in row:

@@ -23,7 +23,7 @@ _STEPS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0)  # standard errors by which lower bounds
 def _setting(evaluator: Evaluator, row: np.ndarray) -> FusionWeights:
     weights = dict.fromkeys(evaluator.production.weights, 0.0)
     weights.update(zip(evaluator.parts, map(float, row), strict=True))
-    return replace(evaluator.production, weights=weights)
+    return replace(evaluator.production, weights=weights, segments={})
 
 
 def shortlist(
@@ -61,7 +61,7 @@ def shortlist(
     for role, index in landmarks.items():
         near = np.abs(found.weights[chosen] - found.weights[index]).max(axis=1)
         roles[int(np.argmin(near))].append(role)
-    settings = [_setting(evaluator, found.weights[index]) for index in chosen]
+    settings = [evaluator.production, *(_setting(evaluator, found.weights[index]) for index in chosen[1:])]
     return names, settings, [tuple(role) for role in roles], evaluator.evaluate(settings)
 
 

@@ -160,7 +160,9 @@ class Study:
             raise UserError(f"{entry.name!r} is a rival to compare with: it has no fusion weights to apply.")
         if entry.test.refused:
             raise UserError(f"{entry.name} is refused on the test window: {entry.test.refused}.")
-        return replace(self.production, weights=dict(entry.test.weights))
+        if entry.name == "production":
+            return self.production
+        return replace(self.production, weights=dict(entry.test.weights), segments={})
 
     def apply(self, path: str | Path, name: str = "recommended") -> FusionWeights:
         """Writes the chosen weights as a file that the fusion reads.
@@ -175,6 +177,15 @@ class Study:
         weights = self.weights(name)
         weights.save(path)
         return weights
+
+    def refuse_other(self, window: str, log_hash: str) -> None:
+        """Raises UserError where a log is not the one that was tuned on."""
+        if self.log_hashes.get(window) != log_hash:
+            was = self.log_hashes.get(window, "unknown")
+            raise UserError(
+                f"The study is of another log: the hash of its {window} window should be {was[:12]}. "
+                f"Received: {log_hash[:12]}."
+            )
 
     def looked(self, mark: str) -> Study:
         """The study after one more look at its test window."""

@@ -10,7 +10,8 @@ from ranking.replay.evaluation import Estimate, Evaluation
 from ranking.replay.search import Space, pareto
 from ranking.replay.study import Entry, Study
 from ranking.replay.support import Support
-from ranking.replay.tuning import pick, tune, verdict
+from ranking.replay.tuning import tune
+from ranking.replay.verdict import pick, verdict
 
 
 def run(world, later, **changes):
