@@ -11,7 +11,7 @@ from ranking.fusion import FusionWeights
 from ranking.replay.evaluation import Evaluator
 from ranking.replay.ranks import RankSums
 from ranking.replay.settings import weight_matrix
-from ranking.replay.sweep import Curve, Line
+from ranking.replay.sweep import Curve, Line, Moments
 
 __all__ = ["page_points", "sensitivity_section", "sweep"]
 
@@ -37,29 +37,29 @@ def sweep(sums: RankSums, setting: np.ndarray, part: int, low: float, high: floa
     Returns:
         `Curve`. Averages over the requests that count; ratios of averages where the sums say so.
     """
-    return Line(sums, setting, part, low, high, names).curve()
+    return Line(sums, setting, part, low, high, names).trace()[0]
 
 
-def page_points(curve: Curve, names: Sequence[str], also: Sequence[float] = ()) -> np.ndarray:
-    """Weights at which to draw a curve, at most 400, ascending.
+def page_points(curve: Curve, names: Sequence[str], grid: np.ndarray) -> np.ndarray:
+    """Weights at which to draw a curve, ascending: a grid, and the best of what lies between.
 
-    The ends, an even grid, and, of each output in each twelfth of the range, the middle of the best stretch: with the
-    curve's value at each the drawing lacks neither the maximum nor what is the best near any weight.
+    Of each output in each twelfth of the range the middle of the best stretch is added: with the curve's value at each
+    the drawing lacks neither the maximum nor what is best near any weight.
 
     Args:
         curve: Curve.
         names: sequence of str. Outputs whose best stretches are wanted.
-        also: sequence of float. Weights that must be among them, in the range.
+        grid: float64 `[P]`. Weights to keep, ascending.
     """
     middles = curve.middles
-    points = [curve.low, curve.high, *also]
     edges = np.searchsorted(middles, np.linspace(curve.low, curve.high, _STRETCHES + 1)[1:-1])
-    for name in names:
-        for begin, end in zip(np.r_[0, edges], np.r_[edges, len(middles)], strict=True):
-            if end > begin:
-                points.append(middles[begin + np.argmax(curve.values[name][begin:end])])
-    grid = np.linspace(curve.low, curve.high, max(_POINTS - len(points), 2))
-    return np.unique(np.concatenate([points, grid[1:-1]]))
+    best = [
+        middles[begin + np.argmax(curve.values[name][begin:end])]
+        for name in names
+        for begin, end in zip(np.r_[0, edges], np.r_[edges, len(middles)], strict=True)
+        if end > begin
+    ]
+    return np.unique(np.concatenate([grid, best]))
 
 
 def sensitivity_section(
@@ -68,10 +68,10 @@ def sensitivity_section(
     """The curves of a setting: one a part, over the bounds of production's file.
 
     `delta` is the relative change of an objective against production, None where the gates refuse the weight.
-    `flat` is the interval around the setting's own weight in which the objective is, at every point drawn, below the
-    best point of the curve by no more than one standard error of that difference. The difference is paired: of the
-    same requests, its error clustered by user (linearised, what the bootstrap over users tends to). Without `flat`
-    the setting's own weight is worse than that: a guardrail or another objective holds it there.
+    `flat` is the interval around the setting's own weight in which the objective is below the best of the range by no
+    more than one standard error of that difference, both on a grid of at least 300 weights. The difference is paired:
+    the same requests, its error clustered by user (linearised: what the bootstrap over users tends to). Without
+    `flat` the setting's own weight is worse than that: a guardrail or another objective holds it there.
 
     Args:
         evaluator: Evaluator. Of the tune window: a curve on the test window would be another look.
@@ -80,7 +80,7 @@ def sensitivity_section(
         names: sequence of str. Objectives to draw.
 
     Returns:
-        `{"window": "tune", "objective": ..., "curves": [...]}`.
+        `{"window": "tune", "objective": ..., "curves": [...]}`; empty where no part can move.
     """
     sums, production = evaluator.sums, evaluator.production
     weight_matrix([setting], production, evaluator.parts, list(evaluator.log.parts))  # refuses other constants
@@ -95,9 +95,11 @@ def sensitivity_section(
         if not low < high or objective not in scale:
             continue
         line = Line(sums, own, index, low, high, names)
-        curve = line.curve()
         at = float(np.clip(own[index], low, high))
-        points = page_points(curve, names, [at])
+        grid = np.unique(np.append(np.linspace(low, high, _POINTS - 1 - _STRETCHES * len(names)), at))
+        divisors = [sums.ratios[objective]] if objective in sums.ratios else []
+        curve, moments = line.trace(grid, [objective, *divisors])
+        points = page_points(curve, names, grid)
         values = curve.at(points)
         supported = _supported(evaluator, own, index, points)
         row: dict[str, Any] = {
@@ -116,11 +118,11 @@ def sensitivity_section(
             },
             "supported": supported.tolist(),
         }
-        flat = _flat(line, points, supported, objective, int(np.searchsorted(points, at)))
+        flat = _flat(line, moments, objective, grid, supported[np.searchsorted(points, grid)], at)
         if flat is not None:
             row["flat"] = flat
         curves.append(row)
-    return {"window": "tune", "objective": objective, "curves": curves}
+    return {"window": "tune", "objective": objective, "curves": curves} if curves else {}
 
 
 def _supported(evaluator: Evaluator, setting: np.ndarray, part: int, points: np.ndarray) -> np.ndarray:
@@ -138,18 +140,18 @@ def _supported(evaluator: Evaluator, setting: np.ndarray, part: int, points: np.
     return good[after] & good[np.where(some[after] == index, after, after - 1)]
 
 
-def _flat(line: Line, points: np.ndarray, supported: np.ndarray, name: str, at: int) -> list[float] | None:
-    """See `sensitivity_section`; None where the setting's own weight, at point `at`, is not within."""
-    ratios = line.sums.ratios
-    needed = [name, *([ratios[name]] if name in ratios else [])]
-    moments = line.moments(points, needed)
-    mean = line.means(moments.total)[name]
+def _flat(
+    line: Line, moments: Moments, name: str, grid: np.ndarray, supported: np.ndarray, own: float
+) -> list[float] | None:
+    """See `sensitivity_section`; None where the setting's own weight is not within."""
+    mean, ratios = line.means(moments.total)[name], line.sums.ratios
     # What each user adds to the mean: linear in sums, and for a ratio a / b its derivative (a_u - mean b_u) / b.
     of_user = moments.by_cluster[name] / line.requests(name)  # [U, P]
     if name in ratios:
         below = ratios[name]
         other = moments.by_cluster[below] / line.requests(below)
         of_user = (of_user - mean * other) / other.sum(axis=0)
+    at = int(np.searchsorted(grid, own))
     if not supported[at]:
         return None
     best = int(np.argmax(np.where(supported, mean, -np.inf)))
@@ -160,5 +162,5 @@ def _flat(line: Line, points: np.ndarray, supported: np.ndarray, name: str, at: 
         return None
     outside = np.flatnonzero(~within)
     first = outside[outside < at].max(initial=-1) + 1
-    last = outside[outside > at].min(initial=len(points)) - 1
-    return [float(points[first]), float(points[last])]
+    last = outside[outside > at].min(initial=len(grid)) - 1
+    return [float(grid[first]), float(grid[last])]

@@ -22,30 +22,41 @@ def _meeting(base, slope, above, below, now):
     return max(now, (base[above] - base[below]) / gain) if gain > 0 else np.inf
 
 
-@numba.njit(nogil=True, cache=True)
-def _challenger(base, slope, inside, last, now):
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def _challenger(base, slope, outside, last, now, times):
     """The first line outside the top that reaches its last one, and when; of several at once the steepest."""
-    soonest, found = np.inf, -1
-    for i in range(base.size):
-        if not inside[i]:
-            time = _meeting(base, slope, last, i, now)
-            if time < soonest or (time == soonest and found >= 0 and slope[i] > slope[found]):
-                soonest, found = time, i
+    mine, level = slope[last], base[last]
+    soonest = np.inf
+    for i in range(base.size):  # no branches: this loop stays in vector registers
+        gain = outside[i] - mine
+        time = (level - base[i]) / gain
+        time = now if time < now else time
+        time = time if gain > 0 else np.inf
+        times[i] = time
+        soonest = time if time < soonest else soonest
+    found = -1
+    if soonest < np.inf:
+        for i in range(base.size):
+            if times[i] == soonest and (found < 0 or slope[i] > slope[found]):
+                found = i
     return soonest, found
 
 
 @numba.njit(nogil=True, cache=True)
-def _top(base, slope, at, inside, order):
-    """The best lines just above `at`, into `order`: of equal ones the steeper, then the first."""
-    inside[:] = False
+def _top(base, slope, at, outside, order):
+    """The best lines just above `at`, into `order`: of equal ones the steeper, then the first.
+
+    `outside` becomes the slope of the others, minus infinity for those in the top: they can never come in.
+    """
+    outside[:] = slope
     for place in range(order.size):
         best, most = -1, -np.inf
         for i in range(base.size):
-            if not inside[i]:
+            if outside[i] > -np.inf:
                 score = base[i] + at * slope[i]
                 if score > most or (score == most and slope[i] > slope[best]):
                     best, most = i, score
-        order[place], inside[best] = best, True
+        order[place], outside[best] = best, -np.inf
 
 
 @numba.njit(nogil=True, cache=True)
@@ -59,16 +70,21 @@ def _worth(gains, table, rank, place):
 @numba.njit(nogil=True, cache=True)
 def _note(values, points, at, before, user, moments, chosen, by_cluster):
     """Adds a request's values to all points from `at` on that lie before a time; the next point."""
-    while at < points.size and points[at] < before:
+    end = at
+    while end < points.size and points[end] < before:
+        end += 1
+    if end > at:
         for output in range(values.size):
             value = values[output]
-            moments[0, output, at] += value
-            moments[1, output, at] += value * value
-            moments[2, output, at] = max(moments[2, output, at], value)
+            for point in range(at, end):
+                moments[0, output, point] += value
+                moments[1, output, point] += value * value
+                moments[2, output, point] = max(moments[2, output, point], value)
         for index in range(chosen.size):
-            by_cluster[index, user, at] += values[chosen[index]]
-        at += 1
-    return at
+            value = values[chosen[index]]
+            for point in range(at, end):
+                by_cluster[index, user, point] += value
+    return end
 
 
 @numba.njit(nogil=True, cache=True)
@@ -131,21 +147,21 @@ def _swap(order, first, rank, under, above, below, gains, tables, place, coeffic
 @numba.njit(nogil=True, cache=True)
 def _follow(
     offsets, base, slope, low, high, slots, gains, tables, place, coefficients, category, counted, cluster,
-    points, chosen, by_cluster, keep,
+    points, chosen, by_cluster,
 ):  # fmt: skip
-    """Moments of every output at `points`; with `keep` also the start at `low` and every change with its time."""
+    """The start at `low`, every change with its time, and moments of every output at `points`."""
     outputs, wide = len(coefficients), gains.shape[1] - 1  # the last column of gains is 0: beyond the last place
     start, moments = np.zeros(outputs), np.zeros((3, outputs, points.size))
-    times, changes, count = np.empty(1024 if keep else 0), np.empty((1024 if keep else 0, outputs)), 0
+    times, changes, count = np.empty(1024), np.empty((1024, outputs)), 0
     biggest = np.max(offsets[1:] - offsets[:-1])
-    mark, ranking, meetings = np.empty(biggest, np.bool_), np.empty(wide, np.int64), np.empty(wide)
+    mask, scratch, ranking, meetings = np.empty(biggest), np.empty(biggest), np.empty(wide, np.int64), np.empty(wide)
     values, change = np.empty(outputs), np.empty(outputs)
     for request in range(len(offsets) - 1):
         first, size = offsets[request], offsets[request + 1] - offsets[request]
-        b, s, inside = base[first : first + size], slope[first : first + size], mark[:size]
+        b, s, outside = base[first : first + size], slope[first : first + size], mask[:size]
         top = min(slots[request], size, wide)
         order, user, at = ranking[:top], cluster[request], 0
-        _top(b, s, low, inside, order)
+        _top(b, s, low, outside, order)
         _start(order, first, gains, tables, place, coefficients, category, values)
         values *= counted[:, request]
         start += values
@@ -153,7 +169,7 @@ def _follow(
             meetings[rank] = _meeting(b, s, order[rank], order[rank + 1], low)
         soonest, newcomer = np.inf, -1
         if top:
-            soonest, newcomer = _challenger(b, s, inside, order[top - 1], low)
+            soonest, newcomer = _challenger(b, s, outside, order[top - 1], low, scratch)
         while top:
             rank, now = top - 1, soonest
             for k in range(top - 1):
@@ -170,20 +186,19 @@ def _follow(
                 change *= counted[:, request]
                 at = _note(values, points, at, now, user, moments, chosen, by_cluster)
                 values += change
-                if keep:
-                    if count == times.size:
-                        times, changes = np.append(times, times), np.concatenate((changes, changes))  # room for more
-                    times[count], changes[count] = now, change
-                    count += 1
+                if count == times.size:
+                    times, changes = np.append(times, times), np.concatenate((changes, changes))  # room for more
+                times[count], changes[count] = now, change
+                count += 1
             order[rank] = below
             if enters:
-                inside[above], inside[below] = False, True
+                outside[above], outside[below] = s[above], -np.inf
             else:
                 order[rank + 1] = above
             for k in range(max(rank - 1, 0), min(rank + 2, top - 1)):
                 meetings[k] = _meeting(b, s, order[k], order[k + 1], now)
             if rank >= top - 2:
-                soonest, newcomer = _challenger(b, s, inside, order[top - 1], now)
+                soonest, newcomer = _challenger(b, s, outside, order[top - 1], now, scratch)
         _note(values, points, at, np.inf, user, moments, chosen, by_cluster)
     return start, times[:count], changes[:count], moments
 
@@ -276,25 +291,27 @@ class Line:
         everything = np.ones(len(sums.offsets) - 1, bool)
         self._counted = np.stack([sums.counted.get(name, everything) for name in self._outputs])  # [O, R]
 
-    def curve(self) -> Curve:
-        """The whole line, exact."""
-        start, times, changes, _ = self._follow(np.empty(0), (), True)
-        order = np.argsort(times, kind="stable")
-        times = np.concatenate([[self.low], times[order]])
-        running = np.cumsum(np.vstack([start, changes[order]]), axis=0)  # [E + 1, O]
-        last = np.flatnonzero(np.r_[times[1:] > times[:-1], True])  # of changes at one time, the last
-        values = self.means({name: running[last, index] for index, name in enumerate(self._outputs)})
-        return Curve(self.low, self.high, times[last][1:], values)
+    def trace(self, points: Sequence[float] | np.ndarray = (), by_cluster: Sequence[str] = ()) -> tuple[Curve, Moments]:
+        """The whole line, exact, and sums over the requests at some points without holding every request.
 
-    def moments(self, points: np.ndarray, by_cluster: Sequence[str] = ()) -> Moments:
-        """Sums over the requests at some ascending weights, without holding every request."""
+        Args:
+            points: array `[P]`. Ascending weights. Defaults to none.
+            by_cluster: sequence of str. Outputs whose sums by cluster are wanted. Defaults to none.
+        """
         points = np.asarray(points, np.float64)
         if np.any(np.diff(points) <= 0):
             raise ValueError("`points` should ascend.")
         clusters = np.zeros((len(by_cluster), int(self._cluster.max()) + 1, len(points)))
-        *_, found = self._follow(points, by_cluster, False, clusters)
+        start, times, changes, found = self._follow(points, by_cluster, clusters)
+        order = np.argsort(times, kind="stable")
+        times = np.concatenate([[self.low], times[order]])
+        last = np.flatnonzero(np.r_[times[1:] > times[:-1], True])  # of changes at one time, the last
+        running = {}
+        for index, name in enumerate(self._outputs):
+            running[name] = (start[index] + np.concatenate([[0.0], np.cumsum(changes[order, index])]))[last]
         total, squares, largest = (dict(zip(self._outputs, block, strict=True)) for block in found)
-        return Moments(total, squares, largest, dict(zip(by_cluster, clusters, strict=True)))
+        moments = Moments(total, squares, largest, dict(zip(by_cluster, clusters, strict=True)))
+        return Curve(self.low, self.high, times[last][1:], self.means(running)), moments
 
     def requests(self, name: str) -> int:
         """How many requests an output is averaged over, at least 1."""
@@ -312,7 +329,7 @@ class Line:
         return found
 
     def _follow(
-        self, points: np.ndarray, by_cluster: Sequence[str], keep: bool, clusters: np.ndarray | None = None
+        self, points: np.ndarray, by_cluster: Sequence[str], clusters: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         sums, rows = self.sums, len(self._slope)
         nothing = np.zeros(rows, np.float32)
@@ -334,6 +351,5 @@ class Line:
             self._cluster,
             points,
             np.array([self._outputs.index(name) for name in by_cluster], np.int64),
-            np.zeros((0, 1, 1)) if clusters is None else clusters,
-            keep,
+            clusters,
         )

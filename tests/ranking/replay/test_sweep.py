@@ -65,7 +65,7 @@ def test_a_curve_is_the_direct_evaluation_between_its_breakpoints(seed, ties, pa
     sums = make_sums(seed, ties)
     rng = np.random.default_rng(seed + 1)
     weights = rng.integers(-2, 3, 3).astype(np.float64) if ties else rng.normal(size=3)
-    curve = Line(sums, weights, part, -2, 2, NAMES).curve()
+    curve = Line(sums, weights, part, -2, 2, NAMES).trace()[0]
     assert (np.diff(curve.breakpoints) > 0).all()
     edges = np.r_[-2, curve.breakpoints, 2]
     wide = np.flatnonzero(np.diff(edges) > 1e-9)
@@ -89,7 +89,7 @@ def test_moments_are_sums_over_the_requests(seed):
     sums = make_sums(seed, ties=False)
     weights = np.array([0.3, -0.2, 1.0])
     points = np.array([-1.0, -0.3, 0.4, 1.0])
-    found = Line(sums, weights, 2, -1, 1, NAMES).moments(points, ["b", "a"])
+    found = Line(sums, weights, 2, -1, 1, NAMES).trace(points, ["b", "a"])[1]
     clusters = np.unique(sums.cluster)
     for column, point in enumerate(points):
         expected = by_sorting(sums, np.array([0.3, -0.2, point]))
@@ -118,7 +118,7 @@ def two_lines(**changes) -> RankSums:
 
 
 def test_two_lines_cross_once():
-    curve = Line(two_lines(), np.array([0.0, 1.0]), 0, -1, 1, ["a"]).curve()
+    curve = Line(two_lines(), np.array([0.0, 1.0]), 0, -1, 1, ["a"]).trace()[0]
     np.testing.assert_allclose(curve.breakpoints, [0.5])
     np.testing.assert_allclose(curve.values["a"], [1, 3])
     np.testing.assert_allclose(curve.middles, [-0.25, 0.75])
@@ -127,7 +127,7 @@ def test_two_lines_cross_once():
 
 def test_a_ratio_is_of_means():
     # a / b: 1 / 4 before, 3 / 2 after.
-    curve = Line(two_lines(ratios={"a": "b"}), np.array([0.0, 1.0]), 0, -1, 1, ["a"]).curve()
+    curve = Line(two_lines(ratios={"a": "b"}), np.array([0.0, 1.0]), 0, -1, 1, ["a"]).trace()[0]
     np.testing.assert_allclose(curve.values["a"], [0.25, 1.5])
 
 
@@ -142,7 +142,7 @@ def test_all_lines_through_one_point():
         gains=np.array([[1.0, 0.5, 0.25]]),
         coefficients={"a": np.arange(n, dtype=np.float32)},
     )
-    curve = Line(sums, np.zeros(1), 0, -1, 1, ["a"]).curve()
+    curve = Line(sums, np.zeros(1), 0, -1, 1, ["a"]).trace()[0]
     assert curve.breakpoints.tolist() == [0]
     # 0 * 1 + 1 * .5 + 2 * .25 = 1 and 8 + 3.5 + 1.5 = 13
     assert curve.values["a"].tolist() == [1, 13]
@@ -167,4 +167,4 @@ def test_wrong_arguments(changed, words):
 
 def test_points_must_ascend():
     with pytest.raises(ValueError, match="ascend"):
-        Line(two_lines(), np.zeros(2), 0, -1, 1, ["a"]).moments(np.array([0.5, 0.5]))
+        Line(two_lines(), np.zeros(2), 0, -1, 1, ["a"]).trace(np.array([0.5, 0.5]))
