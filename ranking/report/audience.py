@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ranking.atomic import atomic_file
-from ranking.report.audience_figures import LEAST, figures, standing_out, trait
-from ranking.report.page import fill, in_script, row
+from ranking.report import page as pages
+from ranking.report.audience_figures import BARS, LEAST, figures, standing_out, trait
+from ranking.report.page import bullets, cell, plot, section, table
 
 __all__ = ["render", "write_page"]
 
@@ -27,19 +27,8 @@ _CAVEATS = (
 
 
 def write_page(found: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes the page of an expansion.
-
-    Args:
-        found: dict. What `Expansion.as_dict()` returns.
-        path: str or Path. The HTML file.
-
-    Returns:
-        Path. The file.
-    """
-    text = render(found)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
+    """Writes the page of an expansion, what `Expansion.as_dict()` returns."""
+    return pages.write_page(render(found), path)
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -49,17 +38,14 @@ def render(found: Mapping[str, Any]) -> str:
     for number, one in enumerate(lists):
         drawn |= figures(one, str(number), _edges(found["cut"], one))
     names = ", ".join(one["name"] for one in lists[:3]) + (f" and {len(lists) - 3} more" if len(lists) > 3 else "")
-    return fill(
-        "audience.html",
-        title=escape(names),
-        subtitle=escape(_subtitle(found)),
-        chooser=_chooser(found) if len(lists) > 1 else "",
-        lists="".join(_section(found, one, number) for number, one in enumerate(lists)),
-        overlaps=_overlaps(found["overlaps"]),
-        caveats="".join(f"<li>{escape(text)}</li>" for text in _CAVEATS),
-        footer=escape(f"Made by seedrank expand in {found['seconds']:,.1f} seconds."),
-        figures=in_script(drawn),
-    )
+    parts = [
+        _chooser(found) if len(lists) > 1 else "",
+        *(_article(found, one, number) for number, one in enumerate(lists)),
+        _overlaps(found["overlaps"]),
+        section("What this does not say", bullets(_CAVEATS)),
+    ]
+    footer = f"Made by seedrank expand in {found['seconds']:,.1f} seconds."
+    return pages.page(f"Audience: {names}", _subtitle(found), "".join(parts), footer, drawn)
 
 
 def _subtitle(found: Mapping[str, Any]) -> str:
@@ -121,7 +107,7 @@ def _verdict(cut: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[str, str]:
 
 def _chooser(found: Mapping[str, Any]) -> str:
     """All lists in one sentence and one table, and the choice of one."""
-    rows = [row(["list", "seeds", "audience", "share", "lowest similarity", "hidden seeds found"], "th")]
+    rows = []
     lifts = []
     for one in found["lists"]:
         times = "not measured"
@@ -133,17 +119,16 @@ def _chooser(found: Mapping[str, Any]) -> str:
         size, seeds = f"{one['size']:,}", f"{one['match']['matched']:,}"
         percent = f"{one['percent_of_eligible']:.3g}%"
         name = f'<div class="wrap">{escape(one["name"])}</div>'
-        rows.append(row([name, seeds, size, percent, low, times]))
+        rows.append([name, seeds, size, percent, low, times])
     options = "".join(
         f'<option value="list-{number}">{escape(one["name"])}</option>' for number, one in enumerate(found["lists"])
     )
     sizes = _span([one["size"] for one in found["lists"]], ",")
     text = f"{len(found['lists'])} audiences of {sizes} users, each of those who look most like the seeds of its list"
     text += f"; a hidden seed is found {_span(lifts, '.1f')} times as often as by chance." if lifts else "."
-    return (
-        f'<section class="verdict"><p>{text}</p></section><section><h2>The lists</h2>{_table(rows, number=True)}'
-        f'<p style="margin-top:12px"><label>Show <select id="chosen">{options}</select></label></p></section>'
-    )
+    head = ["list", "seeds", "audience", "share", "lowest similarity", "hidden seeds found"]
+    choice = f'<p class="screen" style="margin-top:12px"><label>Show <select id="chosen">{options}</select></label></p>'
+    return pages.verdict(text, False) + section("The lists", table(head, rows, style="number"), choice)
 
 
 def _span(values: Sequence[float], form: str) -> str:
@@ -151,32 +136,23 @@ def _span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _table(rows: Sequence[str], *, number: bool = False) -> str:
-    style = ' class="number"' if number else ""
-    return f'<div class="scroll"><table{style}>{"".join(rows)}</table></div>'
-
-
-def _section(found: Mapping[str, Any], one: Mapping[str, Any], number: int) -> str:
-    verdict, color = _verdict(found["cut"], one)
-    head = f"<h1>{escape(one['name'])}</h1>" if len(found["lists"]) > 1 else ""
+def _article(found: Mapping[str, Any], one: Mapping[str, Any], number: int) -> str:
+    sentence, color = _verdict(found["cut"], one)
+    name = f"<h2>{escape(one['name'])}</h2>" if len(found["lists"]) > 1 else ""
     soft = '<p class="soft">{}</p>'.format
+    matched = table(["seeds", "ids"], _match(one["match"]), style="number", sortable=False)
+    reach = plot(f"reach-{number}", "How many users have at least each similarity.")
     parts = [
-        f'<section class="verdict {color}">{head}<p>{escape(verdict)}</p></section>',
-        "<section><h2>Were the seeds found?</h2>",
-        f'<div class="short">{_table(_match(one["match"]), number=True)}</div>',
-        "</section><section><h2>How many are how similar?</h2>",
-        soft(_shaded(one)),
-        f'<div class="plot" id="reach-{number}"></div></section>',
-        "<section><h2>Does it find people like the seeds?</h2>",
-        _holdout(found["cut"], one, number),
-        "</section><section><h2>Who they are</h2>",
-        _who(one, number),
-        "</section>",
+        pages.verdict(sentence, color == "pick", name),
+        section("Were the seeds found?", f'<div class="short">{matched}</div>'),
+        section("How many are how similar?", soft(_shaded(one)), reach),
+        section("Does it find people like the seeds?", _holdout(found["cut"], one, number)),
+        section("Who they are", _who(one, number)),
     ]
     if one["centroids"]:
         text = "The seeds fall into groups; each member of the audience is nearest to one of them."
-        rows = _table(_centroids(one["centroids"]))
-        parts.append(f"<section><h2>Which seeds they are like</h2>{soft(text)}{rows}</section>")
+        head = ["group", "seeds", "audience", "share", "what stands out"]
+        parts.append(section("Which seeds they are like", soft(text), table(head, _centroids(one["centroids"]))))
     return f'<article id="list-{number}">{"".join(parts)}</article>'
 
 
@@ -188,7 +164,7 @@ def _shaded(one: Mapping[str, Any]) -> str:
     return f"{text} The audience is shaded: {one['size']:,} users, similarity {ends}."
 
 
-def _match(match: Mapping[str, Any]) -> list[str]:
+def _match(match: Mapping[str, Any]) -> list[list[str]]:
     by = match.get("by") or {}
     names = {"raw": "as they stand", "normalised": "after trimming, in lower case", "sha256": "by SHA-256"}
     how = ", ".join(f"{by[key]:,} {text}" for key, text in names.items() if by.get(key))
@@ -200,10 +176,10 @@ def _match(match: Mapping[str, Any]) -> list[str]:
         "unknown here": match["unmatched"],
         "also among the negatives": match.get("contradicting", 0),
     }
-    rows = [row([name, f"{count:,}"]) for name, count in lines.items() if count or name == "rows in the file"]
+    rows = [[name, f"{count:,}"] for name, count in lines.items() if count or name == "rows in the file"]
     share = f" <small>{match['match_rate']:.1%} of the ids</small>"
     found = f"<b>{match['matched']:,}</b>{share}"
-    return [*rows, row([f"<b>found</b>{f'<small>{escape(how)}</small>' if how else ''}", found])]
+    return [*rows, [f"<b>found</b>{f'<small>{escape(how)}</small>' if how else ''}", found]]
 
 
 def _holdout(cut: Mapping[str, Any], one: Mapping[str, Any], number: int) -> str:
@@ -215,16 +191,19 @@ def _holdout(cut: Mapping[str, Any], one: Mapping[str, Any], number: int) -> str
         "the hidden ones it then holds, and how many times as many as a random choice of that size would. Bars: 95% "
         "intervals. Dotted line: this audience."
     )
-    rows = [row(["method", "found at this size", "times chance", "AUC"], "th")]
+    rows = []
     for method, curve in held["methods"].items():
         recall, error, share = _at_size(cut, one, method)
         exact = method == "random"
         spread = "" if exact else f"<small>&plusmn; {1.96 * error / share:.2g}</small>"
         auc = "&ndash;" if curve.get("auc") is None else f"{curve['auc']:.3f}"
-        rows.append(row([escape(method), f"{recall:.1%}", f"{recall / share:.2f}{spread}", auc]))
-    plots = "".join(f'<div><div class="plot" id="{what}-{number}"></div></div>' for what in ("recall", "lift"))
+        lift = cell(f"{recall / share:.2f}{spread}", recall / share)
+        rows.append([escape(method), cell(f"{recall:.1%}", recall), lift, auc])
+    what = {"recall": "Share of the hidden seeds found, by size.", "lift": "Times as many as by chance, by size."}
+    plots = "".join(f"<div>{plot(f'{name}-{number}', label)}</div>" for name, label in what.items())
+    found = table(["method", "found at this size", "times chance", "AUC"], rows, style="number")
     better = f"<p>{escape(_beaten(cut, one))}</p>" if _beaten(cut, one) else ""
-    return f'<p class="soft">{text}</p>{better}<div class="columns">{plots}</div>{_table(rows, number=True)}'
+    return f'<p class="soft">{text}</p>{better}<div class="columns">{plots}</div>{found}'
 
 
 def _beaten(cut: Mapping[str, Any], one: Mapping[str, Any]) -> str:
@@ -243,26 +222,33 @@ def _who(one: Mapping[str, Any], number: int) -> str:
     if not shown:
         return f'<p class="soft">No trait of {LEAST} seeds or more is known of these users.</p>'
     text = "Traits that are more frequent among the seeds than in the population, by how many times (the lift)."
-    rows = [row(["trait", "lift", "seeds", "audience", "population"], "th")]
+    rows = []
     for found in shown:
         few = found["audience"] is None or found["audience"] < LEAST
         audience = f"&lt; {LEAST}" if few else f"{found['audience']:,}<small>{found['audience_share']:.1%}</small>"
         seeds = f"{found['seeds']:,}<small>{found['seed_share']:.1%}</small>"
         name = f'<div class="wrap">{escape(trait(found["feature"], found["value"]))}</div>'
-        rows.append(row([name, f"{found['lift']:.2f}&times;", seeds, audience, f"{found['population_share']:.1%}"]))
-    plot = f'<div class="plot" style="height:auto" id="who-{number}"></div>'
-    return f'<p class="soft">{text}</p>{plot}{_table(rows, number=True)}'
+        values = [found["lift"], found["seeds"], None if few else found["audience"], found["population_share"]]
+        texts = [f"{found['lift']:.2f}&times;", seeds, audience, f"{found['population_share']:.1%}"]
+        rows.append(
+            [name, *(cell(*pair) if pair[1] is not None else pair[0] for pair in zip(texts, values, strict=True))]
+        )
+    drawn = plot(
+        f"who-{number}", "Shares of seeds, audience and population with each trait.", 110 + 44 * len(shown[:BARS])
+    )
+    head = ["trait", "lift", "seeds", "audience", "population"]
+    return f'<p class="soft">{text}</p>{drawn}{table(head, rows, style="number")}'
 
 
-def _centroids(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [row(["group", "seeds", "audience", "share", "what stands out"], "th")]
+def _centroids(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    rows = []
     for group in sorted(groups, key=lambda group: -(group["members"] or 0)):
         traits = ", ".join(f"{trait(t['feature'], t['value'])} ({t['lift']:.1f}\u00d7)" for t in group["traits"])
         counts = [_count(group["seeds"]), _count(group["members"])]
         shared = group["members"] is not None and group["members"] >= LEAST and group["share"] is not None
         share = f"{group['share']:.1%}" if shared else "&ndash;"
         text = f'<div class="wrap">{escape(traits) or "&ndash;"}</div>'
-        rows.append(row([str(group["centroid"]), *counts, share, text]))
+        rows.append([str(group["centroid"]), *counts, share, text])
     return rows
 
 
@@ -273,10 +259,11 @@ def _count(count: int | None) -> str:
 def _overlaps(overlaps: Sequence[Mapping[str, Any]]) -> str:
     if not overlaps:
         return ""
-    rows = [row(["", "in both", "of the first", "of the second", "Jaccard"], "th")]
+    rows = []
     for pair in overlaps:
         few = pair["both"] is None or pair["both"] < LEAST
         shares = ["&ndash;"] * 3 if few else [f"{pair['of_a']:.1%}", f"{pair['of_b']:.1%}", f"{pair['jaccard']:.3f}"]
         name = f"{escape(pair['a'])} and {escape(pair['b'])}"
-        rows.append(row([f'<div class="wrap">{name}</div>', _count(pair["both"]), *shares]))
-    return f"<section><h2>How far the audiences overlap</h2>{_table(rows, number=True)}</section>"
+        rows.append([f'<div class="wrap">{name}</div>', _count(pair["both"]), *shares])
+    head = ["audiences", "in both", "of the first", "of the second", "Jaccard"]
+    return section("How far the audiences overlap", table(head, rows, style="number"))

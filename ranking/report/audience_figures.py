@@ -1,21 +1,21 @@
 """The plots of the audience page, as the JSON that plotly.js draws."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-__all__ = ["LEAST", "METHODS", "figures", "standing_out", "trait"]
+from ranking.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, axis, layout, plain, shaded, upright
+
+__all__ = ["BARS", "LEAST", "METHODS", "figures", "standing_out", "trait"]
 
 LEAST = 20  # fewer people than these are not shown of a segment
 METHODS = {  # name -> color, width, dash
-    "look-alike": ("#2457a6", 3, "solid"),
-    "average embedding": ("#e0912f", 1.5, "solid"),
-    "classifier": ("#8a4fa3", 1.5, "solid"),
-    "random": ("#7f8fa1", 1.5, "dash"),
+    "look-alike": (BLUE, 3, "solid"),
+    "average embedding": (ORANGE, 1.5, "solid"),
+    "classifier": (PURPLE, 1.5, "solid"),
+    "random": (GREY, 1.5, "dash"),
 }
-_SEEDS, _AUDIENCE, _POPULATION = "#2457a6", "#1a7f4b", "#b9c4d0"
-_BARS = 12
-_GRID = {"gridcolor": "#e8ecf0", "zerolinecolor": "#9aa6b2", "automargin": True}
+_SEEDS, _AUDIENCE, _POPULATION = BLUE, GREEN, "#b9c4d0"
+BARS = 12
 _HALF = {"thickness": 1, "width": 3, "symmetric": False}
 
 
@@ -52,23 +52,6 @@ def trait(feature: str, value: Any, limit: int = 0) -> str:
     return text if not limit or len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _plain(text: str) -> str:
-    """Text for plotly, which reads a little HTML; it knows no entities of quotes."""
-    return escape(text, quote=False)
-
-
-def _layout(**parts: Any) -> dict[str, Any]:
-    return {
-        "font": {"family": "system-ui, Segoe UI, Roboto, Arial, sans-serif", "size": 13, "color": "#1d2733"},
-        "margin": {"l": 50, "r": 14, "t": 12, "b": 44},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "legend": {"orientation": "h", "y": 1.02, "x": 0, "yanchor": "bottom"},
-        "hovermode": "closest",
-        **parts,
-    }
-
-
 def _reach(found: Mapping[str, Any]) -> dict[str, Any]:
     """How many have at least a similarity; the chosen ones shaded."""
     reach = found["reach"]
@@ -85,15 +68,12 @@ def _reach(found: Mapping[str, Any]) -> dict[str, Any]:
     shapes = []
     low, high = found["similarity"]["lowest"], found["similarity"]["highest"]
     if low is not None:
-        whole = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1}
-        shade = {"type": "rect", "x0": low, "x1": high, "fillcolor": _AUDIENCE, "opacity": 0.12, "line": {"width": 0}}
-        cut = {"type": "line", "x0": low, "x1": low, "line": {"color": _AUDIENCE, "width": 2, "dash": "dot"}}
-        shapes = [{**whole, **shade}, {**whole, **cut}]
+        shapes = [shaded(low, high, _AUDIENCE), upright(low, _AUDIENCE)]
     return {
         "data": [curve],
-        "layout": _layout(
-            xaxis={**_GRID, "title": {"text": "similarity to the seeds, at least"}},
-            yaxis={**_GRID, "title": {"text": "users"}, "type": "log", "dtick": "D2", "tickformat": ",d"},
+        "layout": layout(
+            xaxis=axis("similarity to the seeds, at least"),
+            yaxis=axis("users", type="log", dtick="D2", tickformat=",d"),
             shapes=shapes,
         ),
     }
@@ -103,11 +83,11 @@ def _curve(found: Mapping[str, Any], what: str, edges: Sequence[float]) -> dict[
     """Recall or lift of hidden seeds at each size, of every method."""
     data = []
     for method, curve in found["holdout"]["methods"].items():
-        color, width, dash = METHODS.get(method, ("#5b6876", 1.5, "solid"))
+        color, width, dash = METHODS.get(method, (GREY, 1.5, "solid"))
         trace = {
             "type": "scatter",
             "mode": "lines" if method == "random" else "lines+markers",
-            "name": _plain(method),
+            "name": plain(method),
             "x": curve["percent"],
             "y": [round(value, 5) for value in curve[what]],
             "line": {"color": color, "width": width, "dash": dash},
@@ -122,29 +102,21 @@ def _curve(found: Mapping[str, Any], what: str, edges: Sequence[float]) -> dict[
             trace["error_y"] = {**_HALF, "type": "data", "array": half, "arrayminus": below, "color": color}
         data.append(trace)
     ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
-    x = {"title": {"text": "size, % of those who can be reached"}, "type": "log"}
-    y: dict[str, Any] = {"title": {"text": "hidden seeds found"}, "tickformat": ".0%", "rangemode": "tozero"}
+    y = axis("hidden seeds found", tickformat=".0%", rangemode="tozero")
     if what == "lift":
-        y = {"title": {"text": "times as often as by chance"}, "rangemode": "tozero"}
-    layout = _layout(
-        xaxis={**_GRID, **x, "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], "tickangle": 0},
-        yaxis={**_GRID, **y},
-        shapes=[_edge(percent) for percent in edges if percent > 0],
-    )
-    return {"data": data, "layout": layout}
-
-
-def _edge(percent: float) -> dict[str, Any]:
-    line = {"color": _AUDIENCE, "width": 2, "dash": "dot"}
-    return {"type": "line", "xref": "x", "yref": "paper", "x0": percent, "x1": percent, "y0": 0, "y1": 1, "line": line}
+        y = axis("times as often as by chance", rangemode="tozero")
+    texts = [f"{tick:g}" for tick in ticks]
+    x = axis("size, % of those who can be reached", type="log", tickvals=ticks, ticktext=texts, tickangle=0)
+    edge = [upright(percent, _AUDIENCE) for percent in edges if percent > 0]
+    return {"data": data, "layout": layout(xaxis=x, yaxis=y, shapes=edge)}
 
 
 def _who(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Shares of seeds, audience and population that have each trait, the strongest on top."""
-    shown = rows[:_BARS]
+    shown = rows[:BARS]
     places = list(range(len(shown)))
-    labels = [_plain(f"{trait(row['feature'], row['value'], 22)}  {row['lift']:.1f}×") for row in shown]
-    hover = [_plain(trait(row["feature"], row["value"], 80)) for row in shown]
+    labels = [plain(f"{trait(row['feature'], row['value'], 22)}  {row['lift']:.1f}×") for row in shown]
+    hover = [plain(trait(row["feature"], row["value"], 80)) for row in shown]
     data = []
     groups = {"seeds": ("seed", _SEEDS), "audience": ("audience", _AUDIENCE), "population": ("population", _POPULATION)}
     for group, (key, color) in groups.items():
@@ -165,18 +137,12 @@ def _who(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         )
     return {
         "data": data,
-        "layout": _layout(
+        "layout": layout(
             barmode="group",
             bargap=0.3,
             height=110 + 44 * len(shown),
-            xaxis={**_GRID, "tickformat": ".0%", "rangemode": "tozero"},
-            yaxis={
-                "automargin": True,
-                "tickvals": places,
-                "ticktext": labels,
-                "range": [len(shown) - 0.5, -0.5],
-                "fixedrange": True,
-            },
+            xaxis=axis(tickformat=".0%", rangemode="tozero"),
+            yaxis=axis(tickvals=places, ticktext=labels, range=[len(shown) - 0.5, -0.5], fixedrange=True),
             margin={"l": 50, "r": 14, "t": 12, "b": 36},
         ),
     }

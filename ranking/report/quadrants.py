@@ -2,44 +2,25 @@
 
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from esmm.quadrants import QUADRANTS
-from ranking.atomic import atomic_file
 from ranking.quadrants import CERTAIN, ItemQuadrants
-from ranking.report.page import fill, in_script, row
+from ranking.report import page as pages
+from ranking.report.page import bullets, cell, plot, section, table
+from ranking.report.plots import plain
+from ranking.report.quadrants_figure import COLORS, MEANING, PLURALS, Point, certainty, quadrants_figure
 
 __all__ = ["PLURALS", "render", "write_page"]
 
-PLURALS = {"winner": "winners", "hidden gem": "hidden gems", "flashy": "flashy", "to retire": "to retire"}
-_COLORS = {"winner": "#2457a6", "hidden gem": "#1a7f4b", "flashy": "#e0912f", "to retire": "#7f8fa1"}
-_MEANING = {
-    "winner": "many click, and many of those convert",
-    "hidden gem": "few click, but many of those convert",
-    "flashy": "many click, but few of those convert",
-    "to retire": "few click, and few of those convert",
-}
 _DRAWN, _LISTED = 5000, 50
-_GRID = {"gridcolor": "#e8ecf0", "zerolinecolor": "#9aa6b2", "automargin": True}
 
 
 def write_page(found: ItemQuadrants, path: str | Path) -> Path:
-    """Writes the page of some items.
-
-    Args:
-        found: ItemQuadrants.
-        path: str or Path. The HTML file.
-
-    Returns:
-        Path. The file.
-    """
-    text = render(found)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
+    """Writes the page of some items."""
+    return pages.write_page(render(found), path)
 
 
 def render(found: ItemQuadrants) -> str:
@@ -47,19 +28,28 @@ def render(found: ItemQuadrants) -> str:
     about, counts = found.about, found.counts()
     drawn = _drawn(found.items)
     source = f"Predictions of the run {about['run']}" if about["source"] == "run" else "The log"
-    return fill(
-        "quadrants.html",
-        title=escape(Path(about["dataset"]).resolve().name),
-        subtitle=escape(f"{source}: {found.span()}{'' if about['ordinal'] else ' (UTC)'}."),
-        verdict=escape(_verdict(counts)),
-        color="pick" if counts["hidden gem"] else "keep",
-        plot_caption=escape(_caption(found, drawn)),
-        counts=_counts(found),
-        gems=_listed(found, "hidden gem"),
-        flashy=_listed(found, "flashy"),
-        caveats="".join(f"<li>{escape(text)}</li>" for text in _caveats(found)),
-        footer="Made by seedrank quadrants.",
-        figure=in_script(_figure(found, drawn)),
+    soft = '<p class="soft">{}</p>'.format
+    gems = (
+        "Few click on them; of those who do, more convert than on average. Show them better: another picture, another "
+        "title, another audience."
+    )
+    flashy = (
+        "Many click on them, and fewer convert than on average. They take clicks that others would have made more of."
+    )
+    label = "Click rate and conversions per click of each item."
+    parts = [
+        pages.verdict(_verdict(counts), counts["hidden gem"] > 0),
+        section("Where the items are", soft(escape(_caption(found, drawn))), plot("items", label, 560), _counts(found)),
+        section("Hidden gems", soft(gems), _listed(found, "hidden gem")),
+        section("Flashy", soft(flashy), _listed(found, "flashy")),
+        section("How to read this", bullets(_caveats(found))),
+    ]
+    return pages.page(
+        f"Items by clicks and conversions: {Path(about['dataset']).resolve().name}",
+        f"{source}: {found.span()}{'' if about['ordinal'] else ' (UTC)'}.",
+        "".join(parts),
+        "Made by seedrank quadrants.",
+        {"items": quadrants_figure(_points(drawn), found.click_threshold, found.conversion_threshold)},
     )
 
 
@@ -75,8 +65,8 @@ def _verdict(counts: dict[str, int]) -> str:
     gems, flashy = counts["hidden gem"], counts["flashy"]
     parts = [
         f"{gems:,} of {_items(total)} {'is a hidden gem' if gems == 1 else 'are hidden gems'}",
-        f"{_MEANING['hidden gem']}; {flashy:,} {'is' if flashy == 1 else 'are'} flashy",
-        f"{_MEANING['flashy']}",
+        f"{MEANING['hidden gem']}; {flashy:,} {'is' if flashy == 1 else 'are'} flashy",
+        f"{MEANING['flashy']}",
     ]
     end = f" Of {open_:,} it cannot be told yet." if open_ else ""
     return f"{': '.join(parts)}.{end}"
@@ -102,26 +92,21 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:#.3g}".rstrip(".") + "%"
 
 
-def _certainty(chance: float) -> str:
-    return "&gt;99%" if chance > 0.99 else f"{chance:.0%}"
-
-
 def _counts(found: ItemQuadrants) -> str:
-    rows = [row(["quadrant", "items", "impressions", "clicks", "conversions", "what it means"], "th")]
-    items = found.items
+    items, rows = found.items, []
 
-    def line(name: str, kept: pd.Series, meaning: str, color: str) -> str:
+    def line(name: str, kept: pd.Series, meaning: str, color: str) -> list[str]:
         of = items[kept]
         dot = f'<span class="dot" style="background:{color}"></span>'
         sums = [f"{int(of[column].sum()):,}" for column in ("impressions", "clicks", "conversions")]
-        return row([f"{dot}{escape(name)}", f"{len(of):,}", *sums, f'<div class="wrap">{escape(meaning)}</div>'])
+        return [f"{dot}{escape(name)}", f"{len(of):,}", *sums, f'<div class="wrap">{escape(meaning)}</div>']
 
     for name in QUADRANTS:
         kept = items["decided"] & (items["quadrant"] == name)
-        rows.append(line(PLURALS[name], kept, _MEANING[name], _COLORS[name]))
+        rows.append(line(PLURALS[name], kept, MEANING[name], COLORS[name]))
     if not items["decided"].all():
         rows.append(line("undecided", ~items["decided"], "too little has happened to tell", "transparent"))
-    return f"<table>{''.join(rows)}</table>"
+    return table(["quadrant", "items", "impressions", "clicks", "conversions", "what it means"], rows, sortable=False)
 
 
 def _listed(found: ItemQuadrants, quadrant: str) -> str:
@@ -130,7 +115,7 @@ def _listed(found: ItemQuadrants, quadrant: str) -> str:
         return '<p class="soft">None that is certain enough.</p>'
     log = found.about["source"] == "log"
     head = ["item", "click rate", "conversions per click", "impressions", "clicks", "conversions"]
-    rows = [row([*head, "certainty"] if log else head, "th")]
+    rows = []
     for one in items.head(_LISTED).to_dict("records"):
         cells = [
             f'<div class="wrap">{escape(str(one["item_id"]))}</div>',
@@ -138,11 +123,11 @@ def _listed(found: ItemQuadrants, quadrant: str) -> str:
             _percent(one["conversion_rate"]),
             *(f"{count:,}" for count in (one["impressions"], one["clicks"], one["conversions"])),
         ]
-        rows.append(row([*cells, _certainty(one["certainty"])] if log else cells))
+        rows.append([*cells, cell(certainty(one["certainty"]), one["certainty"])] if log else cells)
     more = len(items) - _LISTED
     order = "by conversions per click" if QUADRANTS[quadrant][1] else "by clicks"
     end = f'<p class="soft small">And {more:,} more; these are the first {_LISTED} {order}.</p>' if more > 0 else ""
-    return f'<table class="number">{"".join(rows)}</table>{end}'
+    return table([*head, "certainty"] if log else head, rows, style="number", name=quadrant) + end
 
 
 def _caveats(found: ItemQuadrants) -> list[str]:
@@ -178,87 +163,14 @@ def _caveats(found: ItemQuadrants) -> list[str]:
     return texts
 
 
-def _plain(text: str) -> str:
-    """Text for plotly, which reads a little HTML; it knows no entities of quotes."""
-    return escape(text, quote=False)
-
-
-def _figure(found: ItemQuadrants, drawn: pd.DataFrame) -> dict[str, Any]:
-    most = max(int(drawn["impressions"].max()), 1)
-    data = [_trace(drawn[~drawn["decided"]], "undecided", "#8a97a5", most)]
-    for name in ("to retire", "flashy", "winner", "hidden gem"):  # the last is on top
-        data.append(_trace(drawn[drawn["decided"] & (drawn["quadrant"] == name)], name, _COLORS[name], most))
-    thresholds = {"x": found.click_threshold, "y": found.conversion_threshold}
-    dotted: dict[str, Any] = {
-        "type": "line",
-        "line": {"color": "#5b6876", "width": 1.5, "dash": "dot"},
-        "layer": "below",
-    }
-    shapes = []
-    for axis, at in thresholds.items():
-        other = "y" if axis == "x" else "x"
-        place = {f"{axis}0": at, f"{axis}1": at, f"{other}0": 0, f"{other}1": 1, f"{other}ref": "paper"}
-        shapes.append({**dotted, **place})
-    notes = []
-    for name, (right, top) in QUADRANTS.items():
-        corner: dict[str, Any] = {"x": float(right), "y": float(top), "xanchor": "right" if right else "left"}
-        notes.append(
-            {
-                "xref": "paper",
-                "yref": "paper",
-                "showarrow": False,
-                "yanchor": "top" if top else "bottom",
-                "text": f"<b>{PLURALS[name]}</b>",
-                "font": {"color": _COLORS[name], "size": 14},
-                "bgcolor": "rgba(255,255,255,0.75)",
-                **corner,
-            }
-        )
-    return {
-        "data": [trace for trace in data if trace["x"]],
-        "layout": {
-            "font": {"family": "system-ui, Segoe UI, Roboto, Arial, sans-serif", "size": 13, "color": "#1d2733"},
-            "margin": {"l": 56, "r": 14, "t": 12, "b": 48},
-            "paper_bgcolor": "white",
-            "plot_bgcolor": "white",
-            "legend": {"orientation": "h", "y": 1.02, "x": 0, "yanchor": "bottom", "itemsizing": "constant"},
-            "hovermode": "closest",
-            "xaxis": _axis(drawn["click_rate"], "clicks per impression"),
-            "yaxis": _axis(drawn["conversion_rate"], "conversions per click"),
-            "shapes": shapes,
-            "annotations": notes,
-        },
-    }
-
-
-def _axis(rates: pd.Series, title: str) -> dict[str, Any]:
-    """A log scale; over a wide range with ticks at 1, 2 and 5, which do not run into each other."""
-    wide = {"dtick": "D2"} if rates.max() > 6 * rates.min() else {}
-    return {**_GRID, **wide, "type": "log", "tickformat": ".2~%", "title": {"text": title}}
-
-
-def _trace(items: pd.DataFrame, name: str, color: str, most: int) -> dict[str, Any]:
-    """The dots of one color; the area of a dot grows with the impressions."""
-    hollow = name == "undecided"
-    texts = []
-    for one in items.to_dict("records"):
-        seems = f"seems {one['quadrant']}, " if hollow else ""
-        certainty = "" if np.isnan(one["certainty"]) else f"<br>{seems}certainty {_certainty(one['certainty'])}"
+def _points(drawn: pd.DataFrame) -> list[Point]:
+    """The items as the plot takes them, with what a pointer over one reads."""
+    points = []
+    for one in drawn.to_dict("records"):
+        seems = "" if one["decided"] else f"seems {one['quadrant']}, "
+        sure = "" if np.isnan(one["certainty"]) else f"<br>{seems}certainty {certainty(one['certainty'])}"
         counts = f"{one['impressions']:,} impressions, {one['clicks']:,} clicks, {one['conversions']:,} conversions"
-        texts.append(f"<b>{_plain(str(one['item_id'])[:80])}</b><br>{counts}{certainty}")
-    return {
-        "type": "scattergl" if len(items) > 2000 else "scatter",
-        "mode": "markers",
-        "name": PLURALS.get(name, name),
-        "x": [float(f"{rate:.5g}") for rate in items["click_rate"]],
-        "y": [float(f"{rate:.5g}") for rate in items["conversion_rate"]],
-        "text": texts,
-        "marker": {
-            "color": color,
-            "symbol": "circle-open" if hollow else "circle",
-            "size": [round(5 + 21 * float(np.sqrt(count / most)), 1) for count in items["impressions"]],
-            "opacity": 0.7 if hollow else 0.8,
-            "line": {"width": 1, "color": color if hollow else "white"},
-        },
-        "hovertemplate": "%{text}<br>click rate %{x:.3~%}, conversions per click %{y:.3~%}<extra></extra>",
-    }
+        text = f"<b>{plain(str(one['item_id'])[:80])}</b><br>{counts}{sure}"
+        group = one["quadrant"] if one["decided"] else "undecided"
+        points.append(Point(group, one["click_rate"], one["conversion_rate"], one["impressions"], text))
+    return points
