@@ -85,7 +85,17 @@ def position_of(rows: pd.DataFrame, request: np.ndarray, has_candidates: bool) -
     if has_candidates:
         if "position" not in rows:
             raise UserError("candidates: the column `position` is missing, a replay needs it.")
-        return rows["position"].fillna(-1).to_numpy(np.int32)
+        place = rows["position"].fillna(-1).to_numpy(np.int32)
+        shown = place >= 0
+        taken, first = np.unique(request[shown] * (place.max(initial=0) + 1) + place[shown], return_index=True)
+        if len(taken) < shown.sum():
+            row = np.flatnonzero(shown)[np.setdiff1d(np.arange(shown.sum()), first)[0]]
+            name = rows["request_id"].iloc[row]
+            raise UserError(
+                f"candidates: `position` should be unique in a request. Received: {place[row]} twice in request "
+                f"{name}, and {shown.sum() - len(taken)} such rows in all."
+            )
+        return place
     if "position" in rows and rows["position"].notna().all() and (rows["position"] >= 0).all():
         return rows["position"].to_numpy(np.int32)
     first = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
