@@ -1,63 +1,34 @@
-"""The one hot loop of the replay: what many weight settings would do to the order of every request."""
+"""Numbers that every estimator and gate is made of: what weight settings do to the order of every request."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 
-__all__ = ["MATCH", "RankSums"]
+from ranking.replay.rank_kernels import LANES, accumulate
+
+__all__ = ["DIVERSITY", "MATCH", "RankSums", "Totals"]
+
+DIVERSITY = "diversity"
 
 MATCH = -1  # in `gain_of`: worth 1 where the new place is the logged one, else 0
 
 
-@numba.njit(nogil=True, cache=True)
-def _rank(scores, i):
-    """How many scores are better than the i-th; of equal ones the first is better."""
-    mine, better, equal = scores[i], np.int32(0), np.int32(0)
-    for j in range(scores.size):  # int32 casts keep this loop in vector registers
-        better = np.int32(better + np.int32(scores[j] > mine))
-        equal = np.int32(equal + np.int32(scores[j] == mine))
-    rank = np.int64(better)
-    if equal > 1:
-        for j in range(i):
-            rank += np.int64(scores[j] == mine)
-    return rank
+@dataclass(frozen=True)
+class Totals:
+    """Over the counted requests, of each output.
 
+    Args:
+        sum: dict of str to float64 `[S]`.
+        squares: dict of str to float64 `[S]`. Sum of the squares.
+        largest: dict of str to float64 `[S]`. The largest value, at least 0.
+    """
 
-@numba.njit(nogil=True, cache=True)
-def _rank_sums(offsets, terms, settings, gains, gain_of, slots, place, needed, coefficients, out):
-    """Fills `out [O, R, S]`; requests outside and settings inside, so that a request's terms stay in the L1 cache."""
-    buffer = np.empty(np.max(offsets[1:] - offsets[:-1]), np.float32)
-    totals = np.empty(len(coefficients), np.float64)
-    for request in range(len(offsets) - 1):
-        start, stop = offsets[request], offsets[request + 1]
-        rows = np.flatnonzero(needed[start:stop])
-        if rows.size == 0:
-            out[:, request] = 0.0
-            continue
-        z, coefficient, scores = terms[:, start:stop], coefficients[:, start:stop], buffer[: stop - start]
-        for setting in range(len(settings)):
-            weight, column = settings[setting, 0], z[0]
-            for i in range(scores.size):
-                scores[i] = weight * column[i]
-            for part in range(1, len(z)):
-                weight, column = settings[setting, part], z[part]
-                for i in range(scores.size):
-                    scores[i] += weight * column[i]
-            totals[:] = 0.0
-            for row in rows:
-                rank = _rank(scores, row)
-                if rank < slots[request]:
-                    for output in range(totals.size):
-                        if gain_of[output] >= 0:
-                            totals[output] += gains[gain_of[output], rank] * coefficient[output, row]
-                        elif rank == place[start + row]:
-                            totals[output] += coefficient[output, row]
-            for output in range(totals.size):
-                out[output, request, setting] = totals[output]
+    sum: dict[str, np.ndarray]
+    squares: dict[str, np.ndarray]
+    largest: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -81,7 +52,8 @@ class RankSums:
         counted: dict of str to bool `[R]`. Which requests an output is averaged over. Defaults to all of them.
         ratios: dict of str to str. Outputs whose mean is divided by the mean of another. Defaults to none.
         place: int32 `[n]` or None. Where each candidate was shown, for `MATCH`.
-        category: int32 `[n]` or None. Adds the output `"diversity"`.
+        category: int32 `[n]` or None. Adds the output `"diversity"`: the chance that two looks at different places fall
+            on different categories, with the first row of `gains` (items without a category, -1, are one category).
     """
 
     offsets: np.ndarray
@@ -96,8 +68,18 @@ class RankSums:
     place: np.ndarray | None = None
     category: np.ndarray | None = None
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of all outputs."""
+        return (*self.coefficients, *(() if self.category is None else (DIVERSITY,)))
+
+    def requests_counted(self, name: str) -> np.ndarray:
+        """Which requests an output is averaged over, bool `[R]`; of diversity, those with two places."""
+        everything = self.slots > 1 if name == DIVERSITY else np.ones(len(self.slots), bool)
+        return np.asarray(self.counted.get(name, everything), bool)
+
     def values(self, settings: np.ndarray, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """The outputs of every request under every setting.
+        """The outputs of every request under every setting, those that are not counted too.
 
         Args:
             settings: float32 `[S, J]`. One row of weights a setting.
@@ -106,23 +88,92 @@ class RankSums:
         Returns:
             Dict of str to float32 `[S, R]`.
         """
+        every = np.arange(len(self.slots))
+        sums, _ = self._run(settings, names, every, every, every_request=True)
+        return {name: rows.T for name, rows in sums.items()}
+
+    def totals(self, settings: np.ndarray, names: Sequence[str] | None = None) -> Totals:
+        """Sums over the counted requests, see `Totals`; nothing of size settings x requests is held."""
+        every = np.arange(len(self.slots))
+        _, moments = self._run(settings, names, every)
+        return Totals(*({name: rows[index] for name, rows in moments.items()} for index in range(3)))
+
+    def by_cluster(self, settings: np.ndarray, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Sums over the counted requests of each cluster, float32 `[S, U]`, clusters in the order of their numbers."""
+        order, bucket = self._clusters()
+        sums, _ = self._run(settings, names, order, bucket)
+        return {name: rows.T for name, rows in sums.items()}
+
+    def cluster_blocks(
+        self, settings: np.ndarray, names: Sequence[str], size: int
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """`by_cluster`, `size` clusters at a time.
+
+        Yields:
+            Sums, dict of str to float32 `[u, S]`, and counted requests, dict of str to int64 `[u]`.
+        """
+        order, bucket = self._clusters()
+        counted = {name: self.requests_counted(name)[order] for name in names}
+        for begin in range(0, int(bucket[-1]) + 1, size):
+            rows = slice(*np.searchsorted(bucket, [begin, begin + size]))
+            inside = bucket[rows] - begin
+            sums, _ = self._run(settings, names, order[rows], inside)
+            yield sums, {name: np.bincount(inside[counted[name][rows]], minlength=inside[-1] + 1) for name in names}
+
+    def _clusters(self) -> tuple[np.ndarray, np.ndarray]:
+        """Requests by cluster, and the number of the cluster of each, from 0 on."""
+        order = np.argsort(self.cluster, kind="stable")
+        ordered = self.cluster[order]
+        return order, np.cumsum(np.r_[0, ordered[1:] != ordered[:-1]])
+
+    def _run(
+        self,
+        settings: np.ndarray,
+        names: Sequence[str] | None,
+        requests: np.ndarray,
+        bucket: np.ndarray | None = None,
+        *,
+        every_request: bool = False,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Sums `[buckets, S]` of each output where `bucket` is given, else moments `[3, S]`."""
         settings = np.ascontiguousarray(settings, np.float32)
         if settings.ndim != 2 or settings.shape[1] != len(self.terms):
             raise ValueError(f"`settings` should have shape [S, {len(self.terms)}]. Received: {settings.shape}.")
-        names = list(self.coefficients) if names is None else list(names)
-        coefficients = np.stack([self.coefficients[name] for name in names]).astype(np.float32)  # [O, n]
-        out = np.empty((len(names), len(self.offsets) - 1, len(settings)), np.float32)
-        gains = np.asarray(self.gains, np.float64)
-        _rank_sums(
-            self.offsets,
-            self.terms,
-            settings,
-            gains,
-            np.array([self.gain_of.get(name, 0) for name in names], np.int64),
-            np.minimum(self.slots, gains.shape[1]),
-            np.full(self.terms.shape[1], -1, np.int32) if self.place is None else self.place,
-            coefficients.any(axis=0),
+        names = list(self.outputs if names is None else names)
+        unknown = [name for name in names if name not in self.outputs]
+        if unknown:
+            raise ValueError(f"`names` should be among {list(self.outputs)}. Received: {unknown}.")
+        diverse = DIVERSITY in names
+        names = [name for name in names if name != DIVERSITY] + [DIVERSITY] * diverse
+        linear = names[: len(names) - diverse]
+        size, parts = settings.shape
+        weights = np.zeros((-(-size // LANES), -(-parts // 4) * 4, LANES), np.float32)
+        for number, block in enumerate(weights):
+            rows = settings[number * LANES : (number + 1) * LANES]
+            block[:parts, : len(rows)] = rows.T
+        coefficients = np.zeros((len(linear), self.terms.shape[1]), np.float32)
+        for row, name in zip(coefficients, linear, strict=True):
+            row[:] = self.coefficients[name]
+        buckets = 0 if bucket is None else int(bucket.max(initial=-1)) + 1
+        sums = np.zeros((len(names), buckets, size), np.float32)
+        moments = np.zeros((len(names), 3 if bucket is None else 0, size))
+        none = np.empty(0, np.int32)
+        accumulate(
+            np.asarray(self.offsets, np.int64),
+            np.ascontiguousarray(self.terms, np.float32),
+            weights,
+            settings.mean(axis=0),
+            np.minimum(np.minimum(self.slots, self.gains.shape[1]), np.diff(self.offsets)).astype(np.int64),
+            np.ascontiguousarray(self.gains, np.float32),
+            np.array([self.gain_of.get(name, 0) for name in linear], np.int64),
+            none if self.place is None else np.asarray(self.place, np.int32),
+            np.asarray(self.category, np.int32) if diverse else none,
             coefficients,
-            out,
+            coefficients.any(axis=0),
+            np.stack([np.ones(len(self.slots), bool) if every_request else self.requests_counted(n) for n in names]),
+            np.asarray(requests, np.int64),
+            np.asarray(requests if bucket is None else bucket, np.int64),
+            sums,
+            moments,
         )
-        return {name: out[index].T for index, name in enumerate(names)}
+        return dict(zip(names, sums, strict=True)), dict(zip(names, moments, strict=True))
