@@ -61,7 +61,7 @@ def make_details(
     names = [key for key in dict.fromkeys(names) if key in on_tune.objectives]
     found: dict[str, Any] = {"setting": name}
     if not entry.tune.refused and objective in names:
-        found["sensitivity"] = sensitivity_section(on_tune, weights[name], objective, names)
+        found["sensitivity"] = sensitivity_section(on_tune, weights[name], objective, names, guardrails)
     if log_test.segment is not None and name != first:
         found["segments"] = segments_section(on_test, weights[name], entry.test)
     found["calibration"] = calibration_section(log_test)

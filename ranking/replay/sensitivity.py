@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = ["page_points", "sensitivity_section", "sweep"]
 _POINTS = 400  # of a curve on the page
 _STRETCHES = 12  # of the range: the best weight of each is among the points
 _DIGITS = 6
+_ERRORS = 1.96  # a difference of fewer standard errors may be nothing
 
 
 def sweep(sums: RankSums, setting: np.ndarray, part: int, low: float, high: float, names: Sequence[str]) -> Curve:
@@ -63,21 +64,23 @@ def page_points(curve: Curve, names: Sequence[str], grid: np.ndarray) -> np.ndar
 
 
 def sensitivity_section(
-    evaluator: Evaluator, setting: FusionWeights, objective: str, names: Sequence[str]
+    evaluator: Evaluator, setting: FusionWeights, objective: str, names: Sequence[str], guardrails: Mapping[str, float]
 ) -> dict[str, Any]:
     """The curves of a setting: one a part, over the bounds of production's file.
 
     `delta` is the relative change of an objective against production, None where the gates refuse the weight.
-    `flat` is the interval around the setting's own weight in which the objective is below the best of the range by no
-    more than one standard error of that difference, both on a grid of at least 300 weights. The difference is paired:
-    the same requests, its error clustered by user (linearised: what the bootstrap over users tends to). Without
-    `flat` the setting's own weight is worse than that: a guardrail or another objective holds it there.
+    `flat` is the interval around the setting's own weight in which the objective is not surely below the best of the
+    weights that keep the guardrails (as point estimates): the difference is within 1.96 of its standard errors, at
+    each weight of a grid of at least 300. The difference is paired: the same requests, its error clustered by user
+    (linearised: what the bootstrap over users tends to). Without `flat` the setting's own weight is surely below
+    that: a guardrail's lower bound holds it there.
 
     Args:
         evaluator: Evaluator. Of the tune window: a curve on the test window would be another look.
         setting: FusionWeights. Its differences by segment are left out.
         objective: str. What was maximised.
         names: sequence of str. Objectives to draw.
+        guardrails: dict of str to float. Least change of other objectives.
 
     Returns:
         `{"window": "tune", "objective": ..., "curves": [...]}`; empty where no part can move.
@@ -118,7 +121,13 @@ def sensitivity_section(
             },
             "supported": supported.tolist(),
         }
-        flat = _flat(line, moments, objective, grid, supported[np.searchsorted(points, grid)], at)
+        at_grid = curve.at(grid)
+        good = supported[np.searchsorted(points, grid)]
+        kept = good.copy()
+        for name, least in guardrails.items():
+            if name in scale:
+                kept &= at_grid[name] / scale[name] - 1 >= least
+        flat = _flat(line, moments, objective, grid, good, kept, at)
         if flat is not None:
             row["flat"] = flat
         curves.append(row)
@@ -141,7 +150,7 @@ def _supported(evaluator: Evaluator, setting: np.ndarray, part: int, points: np.
 
 
 def _flat(
-    line: Line, moments: Moments, name: str, grid: np.ndarray, supported: np.ndarray, own: float
+    line: Line, moments: Moments, name: str, grid: np.ndarray, supported: np.ndarray, kept: np.ndarray, own: float
 ) -> list[float] | None:
     """See `sensitivity_section`; None where the setting's own weight is not within."""
     mean, ratios = line.means(moments.total)[name], line.sums.ratios
@@ -152,15 +161,15 @@ def _flat(
         other = moments.by_cluster[below] / line.requests(below)
         of_user = (of_user - mean * other) / other.sum(axis=0)
     at = int(np.searchsorted(grid, own))
-    if not supported[at]:
+    if not supported[at] or not kept.any():
         return None
-    best = int(np.argmax(np.where(supported, mean, -np.inf)))
+    best = int(np.argmax(np.where(kept, mean, -np.inf)))
     difference = of_user - of_user[:, best : best + 1]
     error = difference.std(axis=0) * np.sqrt(len(difference))
-    within = supported & (mean[best] - mean <= error + 1e-12 * abs(mean[best]))
+    within = supported & (mean[best] - mean <= _ERRORS * error + 1e-12 * abs(mean[best]))
     if not within[at]:
         return None
     outside = np.flatnonzero(~within)
     first = outside[outside < at].max(initial=-1) + 1
     last = outside[outside > at].min(initial=len(grid)) - 1
-    return [float(grid[first]), float(grid[last])]
+    return [round(float(grid[first]), 9), round(float(grid[last]), 9)]
