@@ -1,6 +1,7 @@
 """The two clients: same calls, same answers, clear refusals."""
 
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -62,6 +63,28 @@ def test_string_ids(connect):
         assert client.rank(7, ["a/b", '喜"欢', 3]) == {"joined": ["7:a/b", '7:喜"欢', "7:3"]}
         with pytest.raises(ServingError, match="`price` is not an input of the model. It has: item_id, user_id."):
             client.rank(7, ["a"], price=[1.0])
+
+
+def test_live(tmp_path, ranker):
+    """The hashes of the manifest come over both wires, of the version that answers."""
+    shutil.copytree(ranker / "text", tmp_path / "text")
+    (tmp_path / "text" / "1" / "manifest.json").write_text('{"hashes": {"weights": "abc", "tables": "天"}}')
+    with Server(tmp_path, rest_port=0, grpc_port=0) as server:
+        clients = (
+            RestClient(f"http://127.0.0.1:{server.rest_port}", "text", timeout=20),
+            GrpcClient(f"127.0.0.1:{server.grpc_port}", "text", timeout=20),
+        )
+        for client in clients:
+            with client:
+                expected = {"version": 1, "state": "AVAILABLE", "hashes": {"weights": "abc", "tables": "天"}}
+                assert client.live() == expected
+
+
+def test_live_without_hashes_or_model(connect):
+    with connect() as client:
+        assert client.live() == {"version": 7, "state": "AVAILABLE", "hashes": {}}
+    with connect("absent") as client, pytest.raises(NotFound):
+        client.live()
 
 
 def test_refusals(connect):

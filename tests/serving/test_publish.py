@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.errors import ServingError
-from serving.publish import publish, versions, write_golden
+from serving.publish import publish, version_hashes, versions, write_golden
 from serving.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +120,57 @@ def test_publishers_take_turns(tmp_path):
     assert len(versions(tmp_path)) == 3
 
 
+def test_build_is_given_the_newest_version(tmp_path):
+    seen = []
+
+    def look(folder, live):
+        seen.append(live)
+        build(folder, live)
+
+    first, second = (publish(tmp_path, look, verify=False) for _ in range(2))
+    (tmp_path / "00000000000000000007").mkdir()
+    publish(tmp_path, look, verify=False)
+    assert seen == [None, tmp_path / str(first), tmp_path / str(second)]
+
+
+def test_hashes_that_build_returns_are_kept(tmp_path):
+    def hashed(folder, live):
+        build(folder, live)
+        return {"weights": "abc"}
+
+    first, second = publish(tmp_path, hashed, verify=False), publish(tmp_path, build, verify=False)
+    assert version_hashes(tmp_path / str(first)) == {"weights": "abc"}
+    assert version_hashes(tmp_path / str(second)) == version_hashes(tmp_path / "absent") == {}
+    (tmp_path / str(first) / "manifest.json").write_text("[half")
+    assert version_hashes(tmp_path / str(first)) == {}
+
+
+COUNTING = """
+import json, shutil, sys
+from serving.publish import publish
+def count(folder, live):
+    shutil.copytree(live, folder, dirs_exist_ok=True)
+    counts = json.loads((live / "saved_model.pb").read_text())
+    counts[sys.argv[2]] += 1
+    (folder / "saved_model.pb").write_text(json.dumps(counts))
+for _ in range(20):
+    publish(sys.argv[1], count, verify=False)
+"""
+
+
+def test_what_several_processes_change_is_never_lost(tmp_path):
+    def zero(folder, live):
+        (folder / "saved_model.pb").write_text('{"a": 0, "b": 0, "c": 0}')
+
+    publish(tmp_path, zero, verify=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    lines = ([sys.executable, "-c", COUNTING, str(tmp_path), name] for name in "abc")
+    processes = [subprocess.Popen(line, env=environment) for line in lines]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    newest = tmp_path / str(versions(tmp_path)[-1])
+    assert json.loads((newest / "saved_model.pb").read_text()) == {"a": 20, "b": 20, "c": 20}
+
+
 def golden(x, y, signature="serving_default"):
     return {"signature": signature, "inputs": {"x": np.float32(x)}, "outputs": {"y": np.float32(y)}}
 
@@ -177,6 +228,13 @@ def test_verify_accepts_and_counts(half):
     assert verify(half) == 0
     write_golden(half, [golden([[1]], [[2.5 + 9e-6]]), golden([[4]], [[4.0]])])
     assert verify(half) == 2
+
+
+def test_parts_of_a_golden_request_are_kept_and_not_replayed(half):
+    path = write_golden(half, [{**golden([[1]], [[2.5]]), "parts": {"price": np.array([3.0, math.nan])}}])
+    (request,) = json.loads(path.read_text())["requests"]
+    assert request["parts"]["price"][0] == 3.0 and math.isnan(request["parts"]["price"][1])
+    assert verify(half) == 1
 
 
 def test_verify_refuses_equal_scores(ranker):

@@ -143,3 +143,21 @@ def test_find_models(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(ServingError, match="model b has no version"):
         find_models(tmp_path)
+
+
+def test_the_version_that_answers_says_what_it_is_made_of(models, tmp_path):
+    assert (models.live("m").version, models.live("m").hashes) == (1, {})
+    (tmp_path / "m" / "2").mkdir()
+    (tmp_path / "m" / "2" / "manifest.json").write_text('{"version": 2, "hashes": {"weights": "abc"}}')
+    models.poll()
+    assert (models.live("m").version, models.live("m").state) == (2, "AVAILABLE")
+    assert models.live("m").hashes == {"weights": "abc"}
+    broken = tmp_path / "m" / "3"
+    broken.mkdir()
+    (broken / "broken").touch()
+    models.poll()
+    assert models.live("m").version == 2
+    models.close()
+    for name in ("m", "absent"):
+        with pytest.raises(NotFound):
+            models.live(name)

@@ -49,6 +49,7 @@ k = 7
 min_seeds = 3
 [replay]
 examination = [1, 0.5]
+segment = "segment"
 """
 )
 
@@ -75,13 +76,13 @@ def test_every_key():
     assert schema.statistics[0] == Statistic("item_tab_ctr", ("item_id", "tab"), "click")
     assert schema.statistics[1].prior == 5.5 and schema.statistics[2].per == "click"
     assert (schema.tick_ms, schema.k, schema.min_seeds) == (3_600_000, 7, 3)
-    assert schema.examination == (1.0, 0.5)
+    assert schema.examination == (1.0, 0.5) and schema.segment == "segment"
 
 
 def test_defaults():
     schema = parse_schema(HEAD + "[windows]\n")
     assert schema.attribution_ms == {"click": 0, "conversion": 0}
-    assert schema.observed_until is None and schema.examination is None
+    assert schema.observed_until is None and schema.examination is None and schema.segment == ""
     assert (schema.seed_event, schema.seed_sample) == ("click", "impressions")
     assert (schema.tick_ms, schema.k, schema.min_seeds) == (86_400_000, 20, 30)
     with pytest.raises(UserError, match="should declare `tune`"):
@@ -145,6 +146,8 @@ def test_ordinal_time():
         ('per = "behaviors.watch"', 'per = "impression"', "`per` should be of the same table"),
         ("prior = 5.5", "prior = 0", "`prior` should be a positive number"),
         ("[1, 0.5]", "[1, 0]", "`examination` should be a list of numbers above 0 and up to 1"),
+        ('segment = "segment"', 'segment = ""', r"\[replay\] `segment` should be a non-empty text. Received: ''"),
+        ('segment = "segment"', "segment = 3", r"\[replay\] `segment` should be a non-empty text. Received: 3"),
         ("k = 7", "k = ", "not valid TOML"),
     ],
 )
