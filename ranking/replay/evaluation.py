@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,19 @@ import pandas as pd
 
 from ranking.errors import UserError
 from ranking.fusion import FusionWeights
-from ranking.replay.estimators import OBJECTIVES, E0LabelNDCG, E3ExposureIPS, choose_estimator
-from ranking.replay.intervals import paired_deltas
+from ranking.replay.estimators import OBJECTIVES, E0LabelNDCG, Estimator, choose_estimator
+from ranking.replay.estimators.labels import group_of_row
+from ranking.replay.intervals import USERS, resample
 from ranking.replay.log import ReplayLog
-from ranking.replay.ranks import RankSums
-from ranking.replay.settings import score_terms, weight_matrix
-from ranking.replay.support import Support, SupportGates, matured_conversions, support
+from ranking.replay.ranks import RankSums, Totals
+from ranking.replay.settings import score_rows, score_terms, weight_matrix
+from ranking.replay.support import Support, SupportGates, matured_conversions, support, support_of_sums
 
 __all__ = ["Estimate", "Evaluation", "Evaluator", "evaluate_weights", "evaluations_frame", "percent"]
 
-GATE_OUTPUTS = ("weight", "unsupported")
+GATE_OUTPUTS = ("weight", "unsupported", "clipped")
+_HELD = 2_000_000  # sums by user held at once, so that an evaluation needs less memory than the scores of its log
+_STEP = 0.01  # of theta, in the derivatives
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,16 @@ class Evaluation:
     """One setting on one log.
 
     Args:
-        weights: dict of str to float. The setting, canonical.
-        support: Support or None. Verdict of the gates; None under E0, which has none.
+        weights: dict of str to float. The setting, canonical; empty where scores are no weighted sum.
+        support: Support or None. Verdict of the gates; None under an estimator that has none.
         estimates: dict of str to `Estimate`. Empty where refused: a refused number is not kept.
+        clipped: float. Share of the weight that clipping took away. Defaults to `0`.
     """
 
     weights: dict[str, float]
     support: Support | None
     estimates: dict[str, Estimate]
+    clipped: float = 0.0
 
     @property
     def refused(self) -> str:
@@ -70,7 +75,7 @@ class Evaluation:
         """The inverse of `to_json`."""
         gates = None if data["support"] is None else Support(**data["support"])
         estimates = {name: Estimate(**row) for name, row in data["estimates"].items()}
-        return cls(dict(data["weights"]), gates, estimates)
+        return cls(dict(data["weights"]), gates, estimates, float(data.get("clipped", 0.0)))
 
 
 class Evaluator:
@@ -79,8 +84,9 @@ class Evaluator:
     Args:
         log: ReplayLog.
         production: FusionWeights. What every change is against.
-        estimator: E0LabelNDCG or E3ExposureIPS. Defaults to the best that the log allows.
+        estimator: one of `ranking.replay.estimators`. Defaults to the best that the log allows.
         gates: SupportGates. Defaults to `SupportGates()`.
+        replicates: int. Resamples of the intervals. Defaults to `1000`.
         seed: int. Random seed of the resamples. Defaults to `0`.
 
     Raises:
@@ -91,71 +97,166 @@ class Evaluator:
         self,
         log: ReplayLog,
         production: FusionWeights,
-        estimator: E0LabelNDCG | E3ExposureIPS | None = None,
+        estimator: Estimator | None = None,
         *,
         gates: SupportGates | None = None,
+        replicates: int = 1000,
         seed: int = 0,
     ) -> None:
         self.log = log
         self.production = production
         self.estimator = estimator or choose_estimator(log)
         self.gates = gates or SupportGates()
+        self.replicates = replicates
         self.seed = seed
         self.sums: RankSums = self.estimator.sums(log, production)
-        self.objectives = tuple(name for name in OBJECTIVES if name in self.sums.coefficients)
+        self.objectives = tuple(name for name in OBJECTIVES if name in self.sums.outputs)
         if matured_conversions(log) < self.gates.min_conversions:
             self.objectives = tuple(name for name in self.objectives if name not in ("conversions", "value"))
         self.parts = tuple(score_terms(log, production))
-        values = self.sums.values(self._matrix([production]))
-        self.production_values = {name: rows[0] for name, rows in values.items()}
-        found = self.supports(values)[0]
+        sums, row = self._scored([production])
+        self.production_values = {name: rows[0] for name, rows in sums.values(row).items()}
+        totals = sums.totals(row, self._outputs())
+        self._production_means = {name: mean[0] for name, mean in self._means(sums, totals).items()}
+        found = self._supports(totals)[0]
         if found is not None and found.reason:
             raise UserError(f"The log does not support the production weights themselves: {found.reason}.")
 
     def supports(self, values: dict[str, np.ndarray]) -> list[Support | None]:
         """The gates on values of some settings; None where the estimator has none."""
-        if not self.estimator.causal:
+        if "weight" not in self.sums.outputs:
             return [None] * len(next(iter(values.values())))
         return list(support(values["weight"], values["unsupported"], self.gates))
 
     def deltas(self, settings: np.ndarray) -> tuple[dict[str, np.ndarray], list[Support | None]]:
         """Point estimates of the changes `[S]` of each objective, without intervals, and the gates."""
-        values = self.sums.values(settings, self._outputs())
+        totals = self.sums.totals(settings, self._outputs())
         found = {}
-        for name in self.objectives:
-            counted = self.sums.counted[name]
-            base = self.production_values[name][counted].sum(dtype=np.float64)
-            total = values[name][:, counted].sum(axis=1, dtype=np.float64)
-            found[name] = total / base - 1 if base > 0 else np.full(len(total), np.nan)
-        return found, self.supports(values)
+        for name, mean in self._means(self.sums, totals).items():
+            base = self._production_means[name]
+            found[name] = mean / base - 1 if base > 0 else np.full(len(mean), np.nan)
+        return found, self._supports(totals)
 
     def evaluate(self, settings: Sequence[FusionWeights], *, together: bool = True) -> list[Evaluation]:
-        """Settings with intervals, see `paired_deltas` (there also what `together` means)."""
-        values = self.sums.values(self._matrix(settings), self._outputs())
-        gates = self.supports(values)
-        kept = np.flatnonzero([found is None or not found.reason for found in gates])
-        estimates: list[dict[str, Estimate]] = [{} for _ in settings]
-        for name in self.objectives if len(kept) else ():
-            found = paired_deltas(
-                values[name][kept],
-                self.production_values[name],
-                self.sums.counted[name],
-                self.sums.cluster,
-                together=together,
-                seed=self.seed,
-            )
-            columns = (found.value, found.value_error, found.delta, found.low, found.high)
-            if np.isfinite(found.delta).all():
-                for index, row in zip(kept, zip(*columns, strict=True), strict=True):
-                    estimates[index][name] = Estimate(*(float(number) for number in row))
-        rows = zip(settings, gates, estimates, strict=True)
-        return [Evaluation(dict(setting.weights), gate, found) for setting, gate, found in rows]
+        """Settings with intervals, see `Resamples.deltas` (there also what `together` means)."""
+        sums, matrix = self._scored([*settings, self.production])
+        return self._evaluate(sums, matrix, [dict(setting.weights) for setting in settings], together)
 
-    def _matrix(self, settings: Sequence[FusionWeights]) -> np.ndarray:
-        return weight_matrix(settings, self.production, self.parts, list(self.log.parts))
+    def evaluate_scores(self, scores: Mapping[str, np.ndarray], *, together: bool = True) -> list[Evaluation]:
+        """The same of scores that are not a weighted sum of the parts: another model, a learned fusion.
+
+        Args:
+            scores: dict of str to float32 `[n]`. The score of every candidate of the log; the more, the better.
+            together: bool. As in `evaluate`. Defaults to `True`.
+
+        Returns:
+            List of `Evaluation`, in the order of `scores`, with no weights.
+
+        Raises:
+            UserError: not a finite number for each candidate.
+        """
+        rows = [np.asarray(row, np.float32) for row in scores.values()]
+        for name, row in zip(scores, rows, strict=True):
+            if row.shape != self.log.item.shape or not np.isfinite(row).all():
+                raise UserError(
+                    f"The scores of {name!r} should be a finite number for each of the {len(self.log.item)} candidates."
+                )
+        production = score_rows(self.log, [self.production], self.production)
+        sums, matrix = self._of_rows(np.concatenate([np.stack(rows), production]))
+        return self._evaluate(sums, matrix, [{} for _ in rows], together)
+
+    def _scored(self, settings: Sequence[FusionWeights]) -> tuple[RankSums, np.ndarray]:
+        """Sums and the settings to ask them about; those that differ by segment bring their own scores."""
+        matrix = weight_matrix(settings, self.production, self.parts, list(self.log.parts))
+        if self.log.segment is None or not any(setting.segments for setting in settings):
+            return self.sums, matrix
+        return self._of_rows(score_rows(self.log, settings, self.production))
+
+    def _of_rows(self, scores: np.ndarray) -> tuple[RankSums, np.ndarray]:
+        """Sums over given scores `[S, n]`: each is a part, and a setting is one part with the weight 1."""
+        if isinstance(self.estimator, E0LabelNDCG):  # it has the shown rows only, ordered by their group
+            shown = np.flatnonzero(self.log.position >= 0)
+            order = np.argsort(group_of_row(self.log, self.estimator.group)[shown], kind="stable")
+            scores = scores[:, shown[order]]
+        return replace(self.sums, terms=np.ascontiguousarray(scores)), np.eye(len(scores), dtype=np.float32)
+
+    def _evaluate(
+        self, sums: RankSums, matrix: np.ndarray, weights: list[dict[str, float]], together: bool
+    ) -> list[Evaluation]:
+        """Evaluations of the rows of `matrix` but the last, which is production."""
+        totals = sums.totals(matrix[:-1], self._outputs())
+        gates = self._supports(totals)
+        lost = np.zeros(len(weights))
+        if "clipped" in totals.sum:
+            lost = totals.sum["clipped"] / np.maximum(totals.sum["weight"], 1e-12)
+        kept = np.flatnonzero([found is None or not found.reason for found in gates])
+        estimates: list[dict[str, Estimate]] = [{} for _ in weights]
+        if len(kept):
+            chosen = matrix[[*kept, -1]]
+            names = self._needed()
+            size = max(1, _HELD // max(len(names) * len(chosen), self.replicates) // USERS) * USERS
+            found = resample(sums.cluster_blocks(chosen, names, size), self.replicates, self.seed)
+            shifts = self._examination_shifts(sums, chosen)
+            for name in self.objectives:
+                below = sums.ratios.get(name, "")
+                row = found.deltas(name, below=below, shift=shifts.get(name), together=together)
+                columns = (row.value, row.value_error, row.delta, row.low, row.high)
+                if np.isfinite(row.delta).all():
+                    for index, numbers in zip(kept, zip(*columns, strict=True), strict=True):
+                        estimates[index][name] = Estimate(*(float(number) for number in numbers))
+        rows = zip(weights, gates, estimates, lost, strict=True)
+        return [Evaluation(setting, gate, found, float(clipped)) for setting, gate, found, clipped in rows]
+
+    def _examination_shifts(self, sums: RankSums, matrix: np.ndarray) -> dict[str, np.ndarray]:
+        """What an examination within its error would change, `[B, S]` of each objective; nothing where it is stated.
+
+        Draws of theta go through the derivative of the means, by central differences: exact to first order.
+        """
+        covariance = self.log.examination_covariance
+        if covariance is None or self.log.examination is None or isinstance(self.estimator, E0LabelNDCG):
+            return {}
+        theta = np.asarray(self.log.examination, np.float64)
+        slopes = {name: np.zeros((len(theta), len(matrix))) for name in self.objectives}
+        for place in np.flatnonzero(np.diag(covariance) > 0):
+            step = _STEP * theta[place]
+            for sign in (1, -1):
+                moved = theta.copy()
+                moved[place] += sign * step
+                there = self.estimator.sums(self._with_theta(moved), self.production)
+                there = replace(there, terms=sums.terms)
+                means = self._means(there, there.totals(matrix, self._needed()))
+                for name in self.objectives:
+                    slopes[name][place] += sign * means[name] / (2 * step)
+        generator = np.random.default_rng([self.seed, len(theta)])
+        drawn = generator.multivariate_normal(np.zeros(len(theta)), covariance, self.replicates, method="eigh")
+        return {name: drawn @ slope for name, slope in slopes.items()}
+
+    def _with_theta(self, theta: np.ndarray) -> ReplayLog:
+        if self.log.exposure_propensity is not None:
+            return self.log.with_theta(theta)
+        return replace(self.log, examination=theta, examination_covariance=None)
+
+    def _means(self, sums: RankSums, totals: Totals) -> dict[str, np.ndarray]:
+        """Means `[S]` of the objectives over the requests that count, ratios divided."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = {name: row / sums.requests_counted(name).sum() for name, row in totals.sum.items()}
+            return {n: mean[n] / mean[sums.ratios[n]] if n in sums.ratios else mean[n] for n in self.objectives}
+
+    def _supports(self, totals: Totals) -> list[Support | None]:
+        if "weight" not in totals.sum:
+            return [None] * len(next(iter(totals.sum.values())))
+        total, squares, largest = totals.sum["weight"], totals.squares["weight"], totals.largest["weight"]
+        unsupported = totals.sum["unsupported"]
+        return list(support_of_sums(total, squares, largest, unsupported, len(self.sums.slots), self.gates))
+
+    def _needed(self) -> list[str]:
+        """The objectives, and what divides them."""
+        below = [self.sums.ratios[name] for name in self.objectives if name in self.sums.ratios]
+        return list(dict.fromkeys([*self.objectives, *below]))
 
     def _outputs(self) -> list[str]:
-        return [*self.objectives, *(GATE_OUTPUTS if self.estimator.causal else ())]
+        gates = [name for name in GATE_OUTPUTS if name in self.sums.outputs]
+        return list(dict.fromkeys([*self._needed(), *gates]))
 
 
 def evaluate_weights(

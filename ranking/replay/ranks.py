@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,19 +89,17 @@ class RankSums:
             Dict of str to float32 `[S, R]`.
         """
         every = np.arange(len(self.slots))
-        sums, _ = self._run(settings, names, every, every, every_request=True)
+        sums = self._prepared(settings, names, every_request=True)(every, every)
         return {name: rows.T for name, rows in sums.items()}
 
     def totals(self, settings: np.ndarray, names: Sequence[str] | None = None) -> Totals:
         """Sums over the counted requests, see `Totals`; nothing of size settings x requests is held."""
-        every = np.arange(len(self.slots))
-        _, moments = self._run(settings, names, every)
+        moments = self._prepared(settings, names)(np.arange(len(self.slots)), None)
         return Totals(*({name: rows[index] for name, rows in moments.items()} for index in range(3)))
 
     def by_cluster(self, settings: np.ndarray, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Sums over the counted requests of each cluster, float32 `[S, U]`, clusters in the order of their numbers."""
-        order, bucket = self._clusters()
-        sums, _ = self._run(settings, names, order, bucket)
+        sums = self._prepared(settings, names)(*self._clusters())
         return {name: rows.T for name, rows in sums.items()}
 
     def cluster_blocks(
@@ -112,13 +110,15 @@ class RankSums:
         Yields:
             Sums, dict of str to float32 `[u, S]`, and counted requests, dict of str to int64 `[u]`.
         """
+        run = self._prepared(settings, names)
         order, bucket = self._clusters()
         counted = {name: self.requests_counted(name)[order] for name in names}
         for begin in range(0, int(bucket[-1]) + 1, size):
             rows = slice(*np.searchsorted(bucket, [begin, begin + size]))
             inside = bucket[rows] - begin
-            sums, _ = self._run(settings, names, order[rows], inside)
-            yield sums, {name: np.bincount(inside[counted[name][rows]], minlength=inside[-1] + 1) for name in names}
+            users = int(inside[-1]) + 1
+            counts = {name: np.bincount(inside[counted[name][rows]], minlength=users) for name in names}
+            yield run(order[rows], inside), counts
 
     def _clusters(self) -> tuple[np.ndarray, np.ndarray]:
         """Requests by cluster, and the number of the cluster of each, from 0 on."""
@@ -126,16 +126,13 @@ class RankSums:
         ordered = self.cluster[order]
         return order, np.cumsum(np.r_[0, ordered[1:] != ordered[:-1]])
 
-    def _run(
-        self,
-        settings: np.ndarray,
-        names: Sequence[str] | None,
-        requests: np.ndarray,
-        bucket: np.ndarray | None = None,
-        *,
-        every_request: bool = False,
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Sums `[buckets, S]` of each output where `bucket` is given, else moments `[3, S]`."""
+    def _prepared(
+        self, settings: np.ndarray, names: Sequence[str] | None, *, every_request: bool = False
+    ) -> Callable[[np.ndarray, np.ndarray | None], dict[str, np.ndarray]]:
+        """A function of requests `[r]` and their buckets `[r]` that gives the sums `[buckets, S]` of each output.
+
+        Without buckets it gives moments `[3, S]`.
+        """
         settings = np.ascontiguousarray(settings, np.float32)
         if settings.ndim != 2 or settings.shape[1] != len(self.terms):
             raise ValueError(f"`settings` should have shape [S, {len(self.terms)}]. Received: {settings.shape}.")
@@ -154,11 +151,9 @@ class RankSums:
         coefficients = np.zeros((len(linear), self.terms.shape[1]), np.float32)
         for row, name in zip(coefficients, linear, strict=True):
             row[:] = self.coefficients[name]
-        buckets = 0 if bucket is None else int(bucket.max(initial=-1)) + 1
-        sums = np.zeros((len(names), buckets, size), np.float32)
-        moments = np.zeros((len(names), 3 if bucket is None else 0, size))
+        counted = [np.ones(len(self.slots), bool) if every_request else self.requests_counted(name) for name in names]
         none = np.empty(0, np.int32)
-        accumulate(
+        arguments = (
             np.asarray(self.offsets, np.int64),
             np.ascontiguousarray(self.terms, np.float32),
             weights,
@@ -170,10 +165,15 @@ class RankSums:
             np.asarray(self.category, np.int32) if diverse else none,
             coefficients,
             coefficients.any(axis=0),
-            np.stack([np.ones(len(self.slots), bool) if every_request else self.requests_counted(n) for n in names]),
-            np.asarray(requests, np.int64),
-            np.asarray(requests if bucket is None else bucket, np.int64),
-            sums,
-            moments,
+            np.stack(counted),
         )
-        return dict(zip(names, sums, strict=True)), dict(zip(names, moments, strict=True))
+
+        def run(requests: np.ndarray, bucket: np.ndarray | None) -> dict[str, np.ndarray]:
+            buckets = 0 if bucket is None else int(bucket.max(initial=-1)) + 1
+            sums = np.zeros((len(names), buckets, size), np.float32)
+            moments = np.zeros((len(names), 3 if bucket is None else 0, size))
+            accumulate(*arguments, requests, requests if bucket is None else bucket, sums, moments)
+            found = moments if bucket is None else sums
+            return dict(zip(names, found, strict=True))
+
+        return run

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ranking.errors import UserError
-from ranking.fusion import FusionWeights, terms
+from ranking.fusion import FusionWeights, terms, weighted_sum, weights_of_rows
 from ranking.replay.log import ReplayLog
 
-__all__ = ["score_terms", "weight_matrix"]
+__all__ = ["score_rows", "score_terms", "weight_matrix"]
 
 
 def score_terms(log: ReplayLog, production: FusionWeights) -> dict[str, np.ndarray]:
@@ -24,7 +24,8 @@ def score_terms(log: ReplayLog, production: FusionWeights) -> dict[str, np.ndarr
     Raises:
         UserError: production weighs a part that the log lacks, or a part has a missing probability.
     """
-    columns = {name: np.asarray(column, np.float32) for name, column in terms(log.parts, production).items()}
+    found = terms(log.parts, production, offsets=log.offsets)
+    columns = {name: np.asarray(column, np.float32) for name, column in found.items()}
     for name, column in columns.items():
         if not np.isfinite(column).all():
             raise UserError(f"The score part {name!r} of the log should be finite. Received: a missing value.")
@@ -67,3 +68,14 @@ def weight_matrix(
                     f"{(production.mu.get(name), production.sd.get(name))}. Received: {constants}."
                 )
     return np.asarray([[setting.weights.get(part, 0.0) for part in parts] for setting in settings], np.float32)
+
+
+def score_rows(log: ReplayLog, settings: Sequence[FusionWeights], production: FusionWeights) -> np.ndarray:
+    """Scores of every candidate under each setting, with the differences of the request's segment, float32 `[S, n]`.
+
+    For settings that are not one row of weights; of the others the replay never holds all scores.
+    """
+    z = score_terms(log, production)
+    segment = None if log.segment is None else log.segment[log.request_of_row]
+    rows = [weighted_sum(z, weights_of_rows(setting, z, segment)) for setting in settings]
+    return np.stack([np.asarray(row, np.float32) for row in rows])

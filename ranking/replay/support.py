@@ -8,7 +8,7 @@ import numpy as np
 
 from ranking.replay.log import ReplayLog
 
-__all__ = ["Support", "SupportGates", "matured_conversions", "support"]
+__all__ = ["Support", "SupportGates", "matured_conversions", "support", "support_of_sums"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,30 @@ class SupportGates:
 
 
 def support(weight: np.ndarray, unsupported: np.ndarray, gates: SupportGates | None = None) -> list[Support]:
+    """Applies the gates to values of each request.
+
+    Args:
+        weight: float32 `[S, R]`. `q`, the output `weight` of an estimator.
+        unsupported: float32 `[S, R]`. Examination on candidates under the exposure floor, the output of that name.
+        gates: SupportGates. Limits. Defaults to `SupportGates()`.
+
+    Returns:
+        List of `Support`, one a setting.
+    """
+    weight = np.asarray(weight, np.float64)
+    share = np.asarray(unsupported, np.float64).sum(axis=1)
+    sums = (weight.sum(axis=1), (weight**2).sum(axis=1), weight.max(axis=1))
+    return support_of_sums(*sums, share, weight.shape[1], gates)
+
+
+def support_of_sums(
+    total: np.ndarray,
+    squares: np.ndarray,
+    largest: np.ndarray,
+    unsupported: np.ndarray,
+    requests: int,
+    gates: SupportGates | None = None,
+) -> list[Support]:
     """Applies the gates.
 
     With `q_r = sum_{i shown} theta_{pos(i)} theta_{sigma(i)} / (e0(i) Theta_r)`, whose expectation is 1 for **each**
@@ -74,24 +98,24 @@ def support(weight: np.ndarray, unsupported: np.ndarray, gates: SupportGates | N
         ESS / n = (sum q)^2 / (n sum q^2)
 
     Args:
-        weight: float32 `[S, R]`. `q`, the output `weight` of E3.
-        unsupported: float32 `[S, R]`. Examination on candidates under the exposure floor, the output of that name.
+        total: float64 `[S]`. Sum of `q` over the requests.
+        squares: float64 `[S]`. Sum of its squares.
+        largest: float64 `[S]`. The largest `q`.
+        unsupported: float64 `[S]`. Sum of the examination on candidates under the exposure floor.
+        requests: int. How many there are.
         gates: SupportGates. Limits. Defaults to `SupportGates()`.
 
     Returns:
         List of `Support`, one a setting.
     """
     gates = gates or SupportGates()
-    weight = np.asarray(weight, np.float64)
-    requests = weight.shape[1]
-    mean = weight.mean(axis=1)
-    error = weight.std(axis=1, ddof=1) / np.sqrt(requests) if requests > 1 else np.full(len(weight), np.inf)
-    total, squares = weight.sum(axis=1), (weight**2).sum(axis=1)
+    mean = total / requests
+    spread = np.maximum(squares - requests * mean**2, 0)
+    error = np.sqrt(spread / (requests - 1) / requests) if requests > 1 else np.full(len(total), np.inf)
     effective = np.divide(total**2, requests * squares, out=np.zeros_like(total), where=squares > 0)
-    largest = np.divide(weight.max(axis=1), total, out=np.ones_like(total), where=total > 0)
-    share = np.asarray(unsupported, np.float64).mean(axis=1)
+    share = np.divide(largest, total, out=np.ones_like(total), where=total > 0)
     found = []
-    for row in zip(mean, error, effective, share, largest, strict=True):
+    for row in zip(mean, error, effective, unsupported / requests, share, strict=True):
         numbers = Support("", *(float(number) for number in row))
         found.append(replace(numbers, reason=_reason(numbers, gates)))
     return found
