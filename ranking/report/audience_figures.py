@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ranking.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, axis, layout, plain, shaded, upright
+from ranking.report.plots import BLUE, FLAT, GREEN, GREY, ORANGE, PURPLE, axis, layout, plain, shaded, upright
 
 __all__ = ["BARS", "LEAST", "METHODS", "figures", "standing_out", "trait"]
 
@@ -142,7 +142,7 @@ def _who(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             bargap=0.3,
             height=110 + 44 * len(shown),
             xaxis=axis(tickformat=".0%", rangemode="tozero"),
-            yaxis=axis(tickvals=places, ticktext=labels, range=[len(shown) - 0.5, -0.5], fixedrange=True),
+            yaxis=axis(tickvals=places, ticktext=labels, range=[len(shown) - 0.5, -0.5], **FLAT),
             margin={"l": 50, "r": 14, "t": 12, "b": 36},
         ),
     }

@@ -57,8 +57,8 @@ def bars(
 ) -> dict[str, Any]:
     """Bars of error from `low` to `high`."""
     rows = list(zip(middle, low, high, strict=True))
-    above = [None if m is None or h is None else round(h - m, 6) for m, _, h in rows]
-    below = [None if m is None or b is None else round(m - b, 6) for m, b, _ in rows]
+    above = [None if m is None or h is None else round(h - m, 8) for m, _, h in rows]
+    below = [None if m is None or b is None else round(m - b, 8) for m, b, _ in rows]
     line = {"thickness": 1.2, "width": 3, "color": color}
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **line}
 

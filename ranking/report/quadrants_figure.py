@@ -70,7 +70,7 @@ def _axis(rates: Sequence[float], title: str) -> dict[str, Any]:
     """A log scale; over a wide range with ticks at 1, 2 and 5, which do not run into each other."""
     there = [rate for rate in rates if rate > 0]
     wide = {"dtick": "D2"} if there and max(there) > 6 * min(there) else {}
-    return axis(title, type="log", tickformat=".2~%", **wide)
+    return axis(title, type="log", tickformat=".2~p", **wide)
 
 
 def _trace(points: Sequence[Point], name: str, most: float) -> dict[str, Any]:
@@ -89,5 +89,5 @@ def _trace(points: Sequence[Point], name: str, most: float) -> dict[str, Any]:
             "opacity": 0.7 if hollow else 0.8,
             "line": {"width": 1, "color": color if hollow else "white"},
         },
-        "hovertemplate": "%{text}<br>click rate %{x:.3~%}, conversions per click %{y:.3~%}<extra></extra>",
+        "hovertemplate": "%{text}<br>click rate %{x:.3~p}, conversions per click %{y:.3~p}<extra></extra>",
     }

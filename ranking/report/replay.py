@@ -13,8 +13,9 @@ from ranking.replay.study import Study
 from ranking.report import page as pages
 from ranking.report.front import LABELS, front_figure
 from ranking.report.page import copy_button, plot, section
-from ranking.report.replay_details import calibration, diversity, movers, quadrants, segments, sensitivity
+from ranking.report.replay_details import calibration, segments, sensitivity
 from ranking.report.replay_examples import example_data, examples
+from ranking.report.replay_items import diversity, movers, quadrants
 from ranking.report.replay_table import plain_weights, what_if
 from ranking.report.replay_trust import trust
 
@@ -46,7 +47,7 @@ def render(study: Study, *, title: str = "", commands: Sequence[str] = ()) -> st
         section("What if", what_if(study), name="what-if"),
         examples(study, details),
         sensitivity(details, figures),
-        segments(details, figures),
+        segments(details, figures, study.objective),
         section("Can it be trusted?", trust(study, details.get("trust", {}), figures), name="trust"),
         calibration(details, figures),
         diversity(details),

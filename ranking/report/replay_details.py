@@ -1,4 +1,4 @@
-"""Sections of the replay page that a study's details fill: each is empty where its details are absent."""
+"""Sections on the setting that a study's details fill: each is empty where its details are absent."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from ranking.report.plots import (
     shaded,
     upright,
 )
-from ranking.report.quadrants_figure import COLORS, MEANING, PLURALS, Point, quadrants_figure
 
-__all__ = ["LINES", "calibration", "diversity", "movers", "quadrants", "segments", "sensitivity"]
+__all__ = ["calibration", "segments", "sensitivity"]
 
-LINES = {  # objective -> colour, dash, shape
+_LINES = {  # objective -> colour, dash, shape
     "conversions": (BLUE, "solid", "circle"),
     "clicks": (ORANGE, "dash", "square"),
     "value": (GREEN, "longdash", "diamond"),
@@ -69,7 +68,7 @@ def sensitivity(details: Mapping[str, Any], figures: dict[str, Any]) -> str:
 def _curve(curve: Mapping[str, Any], objective: str) -> dict[str, Any]:
     data = []
     for name in sorted(curve["delta"], key=lambda name: name != objective):
-        color, dash = LINES[name][0], "solid" if name == objective else LINES[name][1]
+        color, dash = _LINES[name][0], "solid" if name == objective else _LINES[name][1]
         deltas = zip(curve["delta"][name], curve["supported"], strict=True)
         data.append(
             {
@@ -91,16 +90,18 @@ def _curve(curve: Mapping[str, Any], objective: str) -> dict[str, Any]:
     return {"data": data, "layout": layout(xaxis=x, yaxis=y, shapes=shapes)}
 
 
-def segments(details: Mapping[str, Any], figures: dict[str, Any]) -> str:
+def segments(details: Mapping[str, Any], figures: dict[str, Any], objective: str) -> str:
     """A forest plot: each segment's change with its interval, those of the other sign than overall flagged."""
     found = details.get("segments")
     if not found or not found["rows"]:
         return ""
     rows = found["rows"]
-    names = [name for name in LABELS if any(name in one["estimates"] for one in rows)]
+    there = {name for one in rows for name in one["estimates"]}
+    names = [name for name in dict.fromkeys((objective, *LABELS)) if name in there]
     figures["segments"] = _forest(rows, names)
     flips = [f"{one['segment']} ({', '.join(LABELS[name] for name in one['flip'])})" for one in rows if one["flip"]]
     text = f"Change against production on the test window, {details['setting']}, by {found['column']}; 95% intervals."
+    text += f" Segments too small to be here: {found['left_out']}." if found.get("left_out") else ""
     flag = f"Other sign than overall: {'; '.join(flips)}." if flips else "No segment has another sign than overall."
     lines = []
     for one in rows:
@@ -131,7 +132,7 @@ def _forest(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str
     kept = [one for one in rows if not one["refused"]]
     data, flips = [], []
     for number, name in enumerate(names):
-        color, _, symbol = LINES[name]
+        color, _, symbol = _LINES[name]
         there = [(place, one) for place, one in enumerate(kept) if name in one["estimates"]]
         found = [one["estimates"][name] for _, one in there]
         at = [round(place + 0.22 * (number - (len(names) - 1) / 2), 3) for place, _ in there]
@@ -178,8 +179,8 @@ def calibration(details: Mapping[str, Any], figures: dict[str, Any]) -> str:
         panels.append(f"<div><h3>{escape(head)}</h3>{plot(f'calibration-{head}', label, 340)}</div>")
         rows.append([escape(head), f"{one['pcoc']:.3f}", f"{one['ece']:.4f}"])
     text = (
-        f"Rows of the {found['window']} window in groups by prediction; on the line, what was predicted is what "
-        "happened. PCOC is predicted over observed in sum: above 1 promises too much. ECE is the mean gap."
+        f"Rows of the {found.get('window', 'test')} window in groups by prediction; on the line, what was predicted is "
+        "what happened. PCOC is predicted over observed in sum: above 1 promises too much. ECE is the mean gap."
     )
     note = _SOFT(escape(found["note"])) if found.get("note") else ""
     drawn = f'<div class="columns">{"".join(panels)}</div>'
@@ -191,11 +192,9 @@ def _reliability(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kept = [one for one in bins if one["predicted"] > 0 and one["observed"] > 0]
     x, y = [one["predicted"] for one in kept], [one["observed"] for one in kept]
     half = [1.96 * (one["observed"] * max(1 - one["observed"], 0) / max(one["rows"], 1)) ** 0.5 for one in kept]
-    low, high = (
-        [max(o - h, o / 20) for o, h in zip(y, half, strict=True)],
-        [o + h for o, h in zip(y, half, strict=True)],
-    )
     ends = [min([*x, *y], default=0.01), max([*x, *y], default=1)]
+    low = [max(o - h, ends[0] / 2) for o, h in zip(y, half, strict=True)]  # the scale knows no 0
+    high = [o + h for o, h in zip(y, half, strict=True)]
     data: list[dict[str, Any]] = [
         {
             **{"type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip"},
@@ -205,100 +204,11 @@ def _reliability(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             **{"type": "scatter", "mode": "markers", "x": x, "y": y, "error_y": bars(y, low, high, BLUE)},
             "text": [f"{one['rows']:,} rows" for one in kept],
             "marker": {"color": BLUE, "size": 8},
-            "hovertemplate": "predicted %{x:.2~%}, observed %{y:.2~%}<br>%{text}<extra></extra>",
+            "hovertemplate": "predicted %{x:.2~p}, observed %{y:.2~p}<br>%{text}<extra></extra>",
         },
     ]
-    scale = {"type": "log", "tickformat": ".2~%", "dtick": "D2"}
+    scale = {"type": "log", "tickformat": ".1~p", "dtick": "D2"}
     return {
         "data": data,
         "layout": layout(xaxis=axis("predicted", **scale), yaxis=axis("observed", **scale), showlegend=False),
     }
-
-
-def diversity(details: Mapping[str, Any]) -> str:
-    """How varied the slates of each setting are."""
-    found = details.get("diversity")
-    if not found or not found["rows"]:
-        return ""
-    columns = {
-        "entropy": ("entropy", ".3f"),
-        "gini": ("Gini of looks", ".3f"),
-        "coverage": ("items seen", ".1%"),
-        "long_tail": ("long tail", ".1%"),
-        "overlap": ("same as production", ".1%"),
-    }
-    kept = [name for name in columns if any(one.get(name) is not None for one in found["rows"])]
-    rows = []
-    for one in found["rows"]:
-        cells = [
-            cell("&ndash;") if one.get(name) is None else cell(f"{one[name]:{columns[name][1]}}", one[name])
-            for name in kept
-        ]
-        rows.append([cell(escape(one["setting"]), one["setting"]), *cells])
-    by = f"Entropy of the looks over {found['category']}" if found.get("category") else "Entropy of the looks"
-    text = (
-        f"{by}: the higher, the more varied. Gini: 0 where all items are looked at alike, 1 where one has all looks. "
-        "Items seen: share of the items in any slate. Same as production: share of the slate that production shows too."
-    )
-    shown = table(["setting", *(columns[name][0] for name in kept)], rows, style="number", name="diversity-table")
-    return section("Diversity", _SOFT(escape(text)), shown, name="diversity")
-
-
-def quadrants(details: Mapping[str, Any], figures: dict[str, Any]) -> str:
-    """Items by click rate and conversion rate."""
-    found = details.get("quadrants")
-    if not found or not found["items"]:
-        return ""
-    points = [Point(one["quadrant"], one["ctr"], one["cvr"], one["impressions"], _item(one)) for one in found["items"]]
-    figures["quadrants-plot"] = quadrants_figure(points, found["ctr_line"], found["cvr_line"])
-    rows = []
-    for name in (*PLURALS, "undecided"):
-        kept = [one for one in found["items"] if one["quadrant"] == name]
-        if kept or name in PLURALS:
-            dot = f'<span class="dot" style="background:{COLORS.get(name, "white")}"></span>'
-            meaning = f'<div class="wrap">{MEANING.get(name, "too little has happened to tell")}</div>'
-            shown = sum(one["impressions"] for one in kept)
-            rows.append([f"{dot}{PLURALS.get(name, name)}", f"{len(kept):,}", f"{shown:,.0f}", meaning])
-    text = f"Each mark one of {len(points):,} items, its area the impressions; from the lines on a rate is high."
-    drawn = plot("quadrants-plot", "Items by clicks per impression and conversions per click.", 520)
-    shown = table(["quadrant", "items", "impressions", "what it means"], rows, sortable=False)
-    return section("Four quadrants of items", _SOFT(text), drawn, shown, name="quadrants")
-
-
-def _item(one: Mapping[str, Any]) -> str:
-    return f"<b>{plain(str(one['item'])[:80])}</b><br>{one['impressions']:,} impressions"
-
-
-def movers(details: Mapping[str, Any]) -> str:
-    """The items that gain and lose most looks by the setting."""
-    found = details.get("movers")
-    if not found or not (found["gaining"] or found["losing"]):
-        return ""
-    most = max(abs(one["after"] - one["before"]) for one in (*found["gaining"], *found["losing"])) or 1
-    panels = []
-    for name in ("gaining", "losing"):
-        rows = [_mover(one, most) for one in found[name]]
-        shown = table(["item", "before", "after", "change"], rows, style="number", name=name)
-        panels.append(f"<div><h3>{name.capitalize()}</h3>{shown}</div>")
-    text = f"In {found['unit']}, under production and under {details['setting']}, on the test window."
-    return section(
-        "Items gaining and losing impressions",
-        _SOFT(escape(text)),
-        f'<div class="columns">{"".join(panels)}</div>',
-        name="movers",
-    )
-
-
-def _mover(one: Mapping[str, Any], most: float) -> list[str]:
-    gap = one["after"] - one["before"]
-    style = "up" if gap > 0 else "down"
-    category = f"<small>{escape(str(one['category']))}</small>" if one.get("category") not in (None, "") else ""
-    width = max(1.0, round(60 * abs(gap) / most, 1))
-    size = 'width="60" height="6" aria-hidden="true"'
-    bar = f'<svg class="interval {style}" {size}><rect x="{60 - width}" width="{width}" height="6"/></svg>'
-    return [
-        cell(f'<div class="wrap">{escape(str(one["item"]))}{category}</div>', str(one["item"])),
-        f"{one['before']:,.1f}",
-        f"{one['after']:,.1f}",
-        cell(f'<span class="{style}">{gap:+,.1f}</span>{bar}', round(gap, 4)),
-    ]

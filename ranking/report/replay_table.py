@@ -11,7 +11,7 @@ from ranking.replay.study import Entry, Study
 from ranking.report.front import LABELS
 from ranking.report.page import cell, copy_button, table
 
-__all__ = ["change", "objectives", "ordered", "plain_weights", "what_if"]
+__all__ = ["objectives", "ordered", "plain_weights", "what_if"]
 
 _WIDE, _HIGH = 96, 12  # of the small interval in a cell, pixels
 
@@ -97,7 +97,7 @@ def _level(estimate: Estimate | None) -> str:
     return cell(f"{estimate.value:.4g}<small>&plusmn; {1.96 * estimate.value_error:.2g}</small>", 0)
 
 
-def change(estimate: Estimate) -> str:
+def _told(estimate: Estimate) -> str:
     """A change with its interval, as HTML."""
     style = "up" if estimate.low > 0 else "down" if estimate.high < 0 else ""
     interval = f"{percent(estimate.low)} to {percent(estimate.high)}"
@@ -107,7 +107,7 @@ def change(estimate: Estimate) -> str:
 def _change(estimate: Estimate | None, scale: tuple[float, float]) -> str:
     if estimate is None:
         return cell("&ndash;")
-    return cell(change(estimate) + _interval(estimate, scale), f"{estimate.delta:.6f}")
+    return cell(_told(estimate) + _interval(estimate, scale), f"{estimate.delta:.6f}")
 
 
 def _interval(estimate: Estimate, scale: tuple[float, float]) -> str:

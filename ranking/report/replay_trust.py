@@ -210,7 +210,7 @@ def _estimators(study: Study, details: Mapping[str, Any], figures: dict[str, Any
         return ""
     names = [name for name in _ESTIMATORS if any(name in one for one in found)]
     data = []
-    for name in names:
+    for number, name in enumerate(names):
         told, color, symbol = _ESTIMATORS[name]
         kept = [(place, one[name]) for place, one in enumerate(found) if one.get(name) is not None]
         data.append(
@@ -219,8 +219,8 @@ def _estimators(study: Study, details: Mapping[str, Any], figures: dict[str, Any
                 "mode": "markers",
                 "name": name,
                 "x": [round(100 * delta, 3) for _, delta in kept],
-                "y": [place for place, _ in kept],
-                "marker": {"symbol": symbol, "size": 11, "color": color, "line": {"color": "white", "width": 1}},
+                "y": [round(place + 0.15 * (number - (len(names) - 1) / 2), 3) for place, _ in kept],
+                "marker": {"symbol": symbol, "size": 9, "color": color, "line": {"color": "white", "width": 1}},
                 "hovertemplate": f"{name}, {told}: %{{x:+.1f}}%<extra></extra>",
             }
         )
@@ -241,7 +241,7 @@ def _estimators(study: Study, details: Mapping[str, Any], figures: dict[str, Any
         rows.append([cell(escape(one["setting"]), one["setting"]), *cells])
     told = "; ".join(f"{name} {_ESTIMATORS[name][0]}" for name in names)
     text = f"Change of {label} by each estimator. They assume different things: trust most what they agree on. {told}."
-    height = 110 + 30 * len(found)
+    height = 110 + 38 * len(found)
     drawn = plot("estimators", f"Change of {label} of each setting by each estimator.", height)
     head = ["setting", *names]
     return (
