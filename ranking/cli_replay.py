@@ -1,9 +1,7 @@
 """The `seedrank replay` commands: judge and choose fusion weights."""
 
-import dataclasses
 import json
 import shlex
-import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +12,7 @@ from rich.text import Text
 
 from ranking.errors import UserError
 from ranking.progress import Bars, quiet
-from ranking.replay_source import ReplaySource, tune_source
+from ranking.replay_source import tune_source
 
 __all__ = ["parse_guardrail", "replay_app", "study_lines", "tune_source"]
 
@@ -82,6 +80,33 @@ def study_lines(study: Any) -> list[str]:
     if study.pick:
         lines.append(f"Weights hash of {study.pick}: {study.weights().hash}")
     return lines
+
+
+@replay_app.command("check")
+def check_command(
+    log: Annotated[Path, typer.Argument(help="A dataset folder, best with candidates.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="A run whose scores take the place of the log's, as in tuning on it.")
+    ] = None,
+    window: Annotated[str, typer.Option(help="A window of dataset.toml.")] = "tune",
+    production: Production = None,
+    as_json: Json = False,
+) -> None:
+    """Is the served score reproduced, what did the policy explore, are labels final, is a row there twice?
+
+    Exit code 2 where the log is not fit for a replay.
+
+    Example: seedrank replay check data
+    """
+    if run is not None:
+        quiet()
+    from ranking.replay.check import check_lines, check_log
+
+    with Bars(Console(stderr=True)) as bars:
+        found = check_log(log, run, window=window, production=production, progress=bars)
+    print(json.dumps(found.to_json()) if as_json else "\n".join(check_lines(found)))
+    if not found.ok:
+        raise typer.Exit(2)
 
 
 @replay_app.command("tune")
@@ -179,87 +204,52 @@ def whatif_command(
 
     Example: seedrank replay whatif study.json --weights similarity=.2,pctr=1,pcvr=.6
     """
-    from ranking.replay.estimators import choose_estimator
-    from ranking.replay.evaluation import Evaluator
-    from ranking.replay.study import Study
+    from ranking.replay_whatif import what_if
 
-    if window not in ("tune", "test"):
-        raise UserError(f"`--window` should be tune or test. Received: {window!r}.")
-    study = Study.load(source) if source.is_file() else None
-    group = "request"
-    if study is None:
-        texts = {name: str(path or "") for name, path in (("data", data), ("production", production))}
-        where = ReplaySource(str(source), diversity=diversity or "", **texts)
-    else:
-        where, group, estimator = _source_of(study, source), study.settings["group"], study.settings["estimator"]
-        where = where.moved(data)
     with Bars(Console(stderr=True)) as bars:
-        loaded = where.load([window], progress=bars)
-    log = loaded.logs[window]
-    if study is not None:
-        study.refuse_other(window, log.hash)
-    base = loaded.production if study is None else study.production
-    settings = [_setting(text, base) for text in weights]
-    judge = Evaluator(log, base, choose_estimator(log, group, estimator))
-    if window == "test" and study is not None:
-        study = study.looked(uuid.uuid4().hex).save(source)  # before the number is seen
-    found = judge.evaluate(settings)
-    notes = [*judge.estimator.banners(log), *([loaded.note] if loaded.note else [])]
-    if window == "test":
-        looks = "; no study counts it" if study is None else f": {len(study.looks)} so far"
-        notes.append(f"This was a look at the test window{looks}.")
+        found = what_if(
+            source,
+            weights,
+            data=data,
+            window=window,
+            production=production,
+            diversity=diversity,
+            estimator=estimator,
+            progress=bars,
+        )
     if as_json:
-        rows = [{**row.to_json(), "refused": row.refused} for row in found]
-        print(json.dumps({"window": window, "estimator": judge.estimator.name, "notes": notes, "settings": rows}))
+        print(json.dumps(found.to_json()))
     else:
-        Console().print(_whatif_table(found, judge.objectives, window), *(Text(note) for note in notes), sep="\n")
+        Console().print(_whatif_table(found), *map(Text, found.notes), sep="\n")
 
 
-def _source_of(study: Any, path: Path) -> ReplaySource:
-    if not study.source:
-        raise UserError(f"{path} does not say where its log is: give the run or the dataset in its place.")
-    return ReplaySource(**study.source)
-
-
-def _setting(text: str, production: Any) -> Any:
-    from ranking.fusion import parse_weights
-
-    given = parse_weights(text)
-    for name, weight in given.items():
-        low, high = production.bounds.get(name, (0.0, 0.0))
-        if name not in production.weights or not low <= weight <= high:
-            raise UserError(
-                f"`--weights` should be of {', '.join(production.weights)}, each within production's bounds. "
-                f"Received: {name}={weight:g}, bounds {low:g} to {high:g}."
-            )
-    return dataclasses.replace(production, weights={**production.weights, **given}, segments={})
-
-
-def _whatif_table(found: Any, objectives: Any, window: str) -> Table:
+def _whatif_table(found: Any) -> Table:
     from ranking.replay.evaluation import percent
 
-    table = Table(
-        title=f"Change against production on the {window} window, 95 %", title_justify="left", box=None, pad_edge=False
-    )
-    for name in ("weights", *(name.replace("_", " ") for name in objectives), "support"):
-        table.add_column(name)
-    for row in found:
-        changes = [
-            f"{percent(one.delta)} [{percent(one.low)}, {percent(one.high)}]" if one else "-"
-            for one in map(row.estimates.get, objectives)
-        ]
-        state = row.refused or ("biased" if row.support is None else f"effective sample {row.support.effective:.0%}")
-        used = ",".join(f"{name}={weight:.3g}" for name, weight in row.weights.items() if weight)
-        table.add_row(used, *changes, f"refused: {state}" if row.refused else state)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (f"change against production, {found.window} window", "", "95 % interval"):
+        table.add_column(name, justify="left" if not table.columns else "right")
+    for row in found.evaluations:
+        state = f"refused: {row.refused}" if row.refused else "re-ordering estimate, biased"
+        if row.support is not None and not row.refused:
+            state = f"supported, effective sample {row.support.effective:.0%}"
+        table.add_row(Text(", ".join(f"{name}={weight:.3g}" for name, weight in row.weights.items()), style="bold"))
+        table.add_row(Text(state, style="dim"))
+        for name in found.objectives:
+            if name in row.estimates:
+                one = row.estimates[name]
+                interval = f"{percent(one.low)} to {percent(one.high)}"
+                table.add_row(f"  {name.replace('_', ' ')}", percent(one.delta), interval)
     return table
 
 
-def _same_data(study: Any, path: Path, data: Path | None) -> None:
-    """Refuses a study of another log than the one in `data`."""
+def _same_data(study: Any, data: Path | None) -> None:
+    """Refuses a study of another log than the one in `data`, where that is given."""
     if data is not None:
+        from ranking.replay_whatif import refuse_other_data
+
         with Bars(Console(stderr=True)) as bars:
-            log = _source_of(study, path).moved(data).load(["tune"], progress=bars).logs["tune"]
-        study.refuse_other("tune", log.hash)
+            refuse_other_data(study, data, bars)
 
 
 @replay_app.command("report")
@@ -276,7 +266,7 @@ def report_command(
     from ranking.report.replay import write_report
 
     found = Study.load(study)
-    _same_data(found, study, data)
+    _same_data(found, data)
     page = out or study.with_suffix(".html")
     apply = f"seedrank replay apply {shlex.quote(str(study))} --pick {'recommended' if found.pick else 'production'}"
     commands = [f"{apply} --models MODELS", *([_tune_line(found, study)] if found.source else [])]
@@ -318,7 +308,7 @@ def apply_command(
     if models is None and out is None:
         raise UserError("Where to? Pass --models, to publish a version with the weights, or --out, to write a file.")
     found = Study.load(study)
-    _same_data(found, study, data)
+    _same_data(found, data)
     weights = found.weights(pick)
     if models is not None:
         quiet()

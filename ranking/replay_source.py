@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # so that --help needs none of it
     from ranking.replay.study import Study
     from ranking.rivals import Rival
 
-__all__ = ["EXAMINATIONS", "Loaded", "ReplaySource", "tune_source"]
+__all__ = ["EXAMINATIONS", "Loaded", "Progress", "ReplaySource", "tune_source"]
 
 EXAMINATIONS = ("auto", "estimated", "stated")
 Progress = Callable[[str, int, int], None]
@@ -93,7 +93,6 @@ class ReplaySource:
         from ranking.replay.log import ReplayLog
 
         report = progress or (lambda *_: None)
-        columns: dict[str, Any] = {"segment": self.segments or None, "category": self.diversity or None}
         logs, run = {}, None
         if self.is_run:
             if not self.data:
@@ -112,7 +111,7 @@ class ReplaySource:
                 )
             own = run.info["parameters_hash"]
             production = FusionWeights.load(self.production, own) if self.production else run.weights
-            names = (*run.weights.weights, "has_similarity")
+            columns, names = self._columns(production), (*run.weights.weights, "has_similarity")
             for window in windows:
                 parts = score_candidates(run, dataset, window, progress=report)
                 logs[window] = ReplayLog.from_dataset(dataset, window, {n: parts[n] for n in names}, **columns)
@@ -124,12 +123,22 @@ class ReplaySource:
             if not path.is_file():
                 raise UserError(f"{path} does not exist: pass --production, the weights that the log was served with.")
             production = FusionWeights.load(path)
+            columns = self._columns(production)
             for number, window in enumerate(windows):
                 report("reading the log", number, len(windows))
                 logs[window] = ReplayLog.from_dataset(dataset, window, **columns)
             report("reading the log", len(windows), len(windows))
         logs, note = self._examined(dataset, logs, report)
         return Loaded(production, logs, dataset, run, note)
+
+    def _columns(self, production: FusionWeights) -> dict[str, Any]:
+        """Of segments and categories; weights that differ by segment are by the column `segment` of requests."""
+        if production.segments and self.segments not in ("", "segment"):
+            raise UserError(
+                f"`segments` should be segment, as production's weights differ by it. Received: {self.segments!r}."
+            )
+        segment = "segment" if production.segments else self.segments or None
+        return {"segment": segment, "category": self.diversity or None}
 
     def _examined(
         self, dataset: Dataset, logs: dict[str, ReplayLog], report: Progress

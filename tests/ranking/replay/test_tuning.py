@@ -3,14 +3,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from ranking.errors import UserError
 from ranking.fusion import FusionWeights
-from ranking.replay.evaluation import Estimate, Evaluation
+from ranking.replay.evaluation import Estimate, Evaluation, Evaluator
 from ranking.replay.search import Space, pareto
 from ranking.replay.study import Entry, Study
 from ranking.replay.support import Support
-from ranking.replay.tuning import tune
+from ranking.replay.tuning import _examination, tune
 from ranking.replay.verdict import pick, verdict
 
 
@@ -42,7 +45,9 @@ def test_the_pick_gains_and_keeps_the_guardrail(study, later):
 
 
 def test_the_shortlist(study):
-    assert study.shortlist[0].name == "production" and study.shortlist[0].test.estimates["clicks"].delta == 0
+    assert study.shortlist[0].name == "production" and study.shortlist[0].test.estimates[
+        "clicks"
+    ].delta == pytest.approx(0, abs=1e-7)
     assert 2 <= len(study.shortlist) <= 11
     roles = {role for entry in study.shortlist for role in entry.roles}
     assert {"pick", "knee", "best conversions", "best clicks", "best new_items"} <= roles
@@ -121,6 +126,12 @@ def test_the_study_file_round_trips_and_counts_looks(study, tmp_path):
         Study.load(path)
     with pytest.raises(UserError, match="should be a study file"):
         Study.load(tmp_path / "absent.json")
+    path.write_text(json.dumps({"format": "seedrank-study", "format_version": 1}))
+    with pytest.raises(UserError, match="another version of seedrank: tune again.*should be 2. Received: 1"):
+        Study.load(path)
+    rescored = replace(study, log_hashes={"tune": "a", "test": "b"}, looks=("again",))
+    study.save(tmp_path / "rescored.json")
+    assert rescored.save(tmp_path / "rescored.json").looks == (*study.looks, "again")  # the same labels, seen twice
 
 
 def test_apply_writes_weights_that_load(study, tmp_path):
@@ -157,7 +168,11 @@ def test_without_propensities_only_on_request_and_with_its_banner(world, later):
     [
         ({"minimum_groups": 2000}, "1044 informative groups.*'conversions'.*minimum_groups=2000"),
         ({"objective": "gmv"}, "should be among .*Received: 'gmv'"),
+        ({"guardrails": {"gmv": -0.01}}, "should be among .*Received: 'gmv'"),
         ({"guardrails": {"clicks": 0.5}}, "least relative change"),
+        ({"guardrails": {"diversity": -0.01}}, "too little of the objective 'diversity'.*--diversity COLUMN"),
+        ({"estimator": "E9"}, "`estimator` should be one of .*Received: 'E9'"),
+        ({"estimator": "E2"}, "E2 can only re-order .*--allow-biased"),
         ({"trials": 3}, "`trials` should be at least 16"),
         ({"group": "day"}, "`group` should be one of"),
         ({"minimum_groups": 0}, "`minimum_groups` should be a positive integer"),
@@ -166,6 +181,18 @@ def test_without_propensities_only_on_request_and_with_its_banner(world, later):
 def test_refusals(world, later, changes, message):
     with pytest.raises(UserError, match=message):
         run(world, later, **changes)
+
+
+def test_one_user_or_labels_that_are_all_equal(world, later):
+    alone = replace(world.log, user=np.zeros_like(world.log.user))
+    with pytest.raises(UserError, match="tune window should have at least two users"):
+        tune(alone, later.log, production=world.production, minimum_groups=10)
+    none = np.zeros_like(world.log.conversion)
+    with pytest.raises(UserError, match="tune window has 0 informative groups .*'conversions'"):
+        run(replace(world, log=replace(world.log, conversion=none)), later)
+    everything = (world.log.position >= 0).astype(np.int8)
+    with pytest.raises(UserError, match="`click` should differ between the shown rows"):
+        run(replace(world, log=replace(world.log, click=everything)), later)
 
 
 def test_windows_in_order_and_production_supported(world, later):
@@ -195,3 +222,88 @@ def test_space_by_hand():
 
 def test_pareto_by_hand():
     assert pareto(np.array([[1, 1], [2, 0], [0, 2], [0, 1], [2, 0]])).tolist() == [True, True, True, False, True]
+    assert pareto(np.zeros((0, 2))).tolist() == []
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(-3, 3)))
+def test_pareto_is_what_nothing_beats(points):
+    beaten = [any((other >= row).all() and (other > row).any() for other in points) for row in points]
+    assert pareto(points).tolist() == [not lost for lost in beaten]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_tuning_that_was_stopped_ends_as_without_the_stop(study, world, later, tmp_path, monkeypatch):
+    path = tmp_path / "study.json.checkpoint"
+    monkeypatch.setattr("ranking.replay.checkpoint._SECONDS", 0.0)
+    arguments = {"guardrails": {"clicks": -0.1}, "trials": 300, "checkpoint": path}
+    before = 0
+    for stop in (100, 200):  # within the Sobol batch (1 + 128), then among the generations
+        tried = []
+
+        def progress(stage, done, total, tried=tried, stop=stop):
+            tried.append(done)
+            if done >= stop:
+                raise Stop
+
+        with pytest.raises(Stop):
+            run(world, later, progress=progress, **arguments)
+        rows = len(json.loads(path.read_text())["rows"])
+        assert before < rows < 300
+        before = rows
+    with pytest.raises(UserError, match="is of another tuning, of another log or with other arguments"):
+        run(world, later, **{**arguments, "seed": 1})
+    with pytest.raises(UserError, match="is of another tuning"):
+        tune(later.log, replace(world.log, window=(6000, 9000)), production=world.production, minimum_groups=500,
+             **arguments)  # fmt: skip
+    asked = []
+    evaluate = Evaluator.deltas
+    monkeypatch.setattr(Evaluator, "deltas", lambda self, batch: asked.append(len(batch)) or evaluate(self, batch))
+    again = run(world, later, **arguments)
+    # 1 of production, 2 x 64 of the Sobol batch and 2 generations of 48 were there; later calls are of the details.
+    assert before == 225 and asked[:2] == [48, 27]
+    assert not path.exists()
+    assert replace(again, looks=study.looks) == study
+    path.write_text("[]")
+    with pytest.raises(UserError, match="should be a checkpoint of `replay tune`"):
+        run(world, later, **arguments)
+
+
+def test_the_study_remembers_its_logs_and_its_examination(study, world, later):
+    assert study.log_hashes == {"tune": world.log.hash, "test": later.log.hash}
+    study.refuse_other("tune", world.log.hash)
+    with pytest.raises(UserError, match="The study is of another log: the hash of its tune window"):
+        study.refuse_other("tune", later.log.hash)
+    assert study.examination == {"method": "stated", "theta": world.log.examination.tolist()}
+    covariance = np.diag([0.0, 0.01, 0.04, 0.09]) ** 2
+    estimated = [
+        replace(found.log, examination_covariance=covariance, examination_method="estimated")
+        for found in (world, later)
+    ]
+    # standard errors are the square roots of the diagonal
+    assert _examination(estimated[0])["error"] == pytest.approx([0.0, 0.01, 0.04, 0.09])
+    assert _examination(replace(world.log, examination=None)) == {}
+
+
+def test_picks_by_name(study):
+    assert study.entry("recommended") == study.entry("pick") == study.entry(study.pick)
+    assert study.entry("best:clicks") == study.entry("best clicks")
+    assert study.weights("production") == study.production
+    with pytest.raises(
+        UserError, match="'best:conversions'.*'knee'.*'recommended'.*'production'.*Received: 'best:gmv'"
+    ):
+        study.entry("best:gmv")
+
+
+def test_a_rival_is_judged_and_cannot_be_applied(study):
+    best = study.entry("pick")
+    judged = [replace(row, weights={}) for row in (best.tune, best.test)]
+    rival = Entry("learned fusion", ("rival",), *judged, description="A curve for each part.")
+    beside = replace(study, rivals=(rival,))
+    assert Study.from_json(json.loads(json.dumps(beside.to_json()))) == beside
+    with pytest.raises(UserError, match="'learned fusion' is a rival to compare with: it has no fusion weights"):
+        beside.weights("learned fusion")
+    with pytest.raises(UserError, match="`name` should be one of"):
+        beside.entry("rival")
