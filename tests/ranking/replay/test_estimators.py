@@ -314,7 +314,7 @@ def test_a_log_that_did_not_explore_is_only_reordered(world):
             choose_estimator(replace(world.log, exploration=("none",)), name=name)
     found = evaluate_weights(replace(world.log, exposure_propensity=None), [world.production], world.production)[0]
     assert found.support is None and found.estimates["clicks"].delta == 0
-    assert evaluations_frame([found], ["production"])["state"].tolist() == ["biased"] * 4
+    assert set(evaluations_frame([found], ["production"])["state"]) == {"biased"}
 
 
 def test_an_estimator_by_its_name(world):

@@ -263,7 +263,7 @@ def test_intervals_cover_the_truth_and_are_no_wider_than_they_must():
         for log in range(EACH):
             part = made.log.take(np.arange(log * REQUESTS, (log + 1) * REQUESTS))
             for name, rows in found.items():
-                evaluator = Evaluator(part, PRODUCTION, ESTIMATORS[name](), gates=LOOSE)
+                evaluator = Evaluator(part, PRODUCTION, ESTIMATORS[name](), gates=LOOSE, replicates=300)
                 estimates = [one.estimates["clicks"] for one in evaluator.evaluate(asked, together=False)]
                 rows.append([(estimate.delta, estimate.low, estimate.high) for estimate in estimates])
     clicks = np.mean(truth, axis=0)  # of 480,000 requests
