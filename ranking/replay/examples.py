@@ -31,9 +31,10 @@ def choose_examples(log: ReplayLog, before: np.ndarray, after: np.ndarray) -> np
         either, spread evenly over the window; of all kinds rather such whose slates differ, and of at most 100
         candidates.
     """
-    events = np.add.reduceat(log.click.astype(np.int64) + log.conversion, log.offsets[:-1])
-    events[np.diff(log.offsets) == 0] = 0
-    kind = np.minimum(events, 2)  # 0 quiet, 1 clicked, 2 converted (or clicked twice)
+    request = log.request_of_row
+    clicked = np.bincount(request, weights=log.click, minlength=log.requests) > 0
+    converted = np.bincount(request, weights=log.conversion, minlength=log.requests) > 0
+    kind = clicked.astype(int) + converted  # 0 quiet, 1 clicked, 2 converted
     differ = (before != after).any(axis=1)
     small = np.diff(log.offsets) <= _CANDIDATES
     chosen: list[int] = []

@@ -9,9 +9,10 @@ import numpy as np
 
 from ranking.fusion import FusionWeights
 from ranking.replay.evaluation import Evaluator
-from ranking.replay.ranks import RankSums
+from ranking.replay.ranks import RankSums, Totals
 from ranking.replay.settings import weight_matrix
-from ranking.replay.sweep import Curve, Line, Moments
+from ranking.replay.support import support_of_sums
+from ranking.replay.sweep import Curve, Line
 
 __all__ = ["page_points", "sensitivity_section", "sweep"]
 
@@ -68,12 +69,13 @@ def sensitivity_section(
 ) -> dict[str, Any]:
     """The curves of a setting: one a part, over the bounds of production's file.
 
-    `delta` is the relative change of an objective against production, None where the gates refuse the weight.
-    `flat` is the interval around the setting's own weight in which the objective is not surely below the best of the
-    weights that keep the guardrails (as point estimates): the difference is within 1.96 of its standard errors, at
-    each weight of a grid of at least 300. The difference is paired: the same requests, its error clustered by user
-    (linearised: what the bootstrap over users tends to). Without `flat` the setting's own weight is surely below
-    that: a guardrail's lower bound holds it there.
+    `delta` is the relative change of an objective against production, None where the gates refuse the weight, or the
+    one of the grid on either side of it.
+    `flat` is the interval around the setting's own weight of supported weights that keep the guardrails (as point
+    estimates) and are not surely worse, for the objective, than the best of these: the difference is within 1.96 of
+    its standard errors, at each weight of a grid of at least 300. The difference is paired: the same requests, its
+    error clustered by user (linearised: what the bootstrap over users tends to). Without `flat` the setting's own
+    weight is surely below that best: the lower bound of a guardrail holds it there.
 
     Args:
         evaluator: Evaluator. Of the tune window: a curve on the test window would be another look.
@@ -92,26 +94,30 @@ def sensitivity_section(
     before = sweep(sums, base, 0, here, here + 1e-9, names)  # as good as at one weight
     scale = {name: float(values[0]) for name, values in before.values.items() if values[0] > 0}
     names = [name for name in names if name in scale]
+    gates = ["weight", "unsupported"] if "weight" in sums.outputs else []
     curves = []
     for index, part in enumerate(evaluator.parts):
         low, high = production.bounds[part]
         if not low < high or objective not in scale:
             continue
-        line = Line(sums, own, index, low, high, names)
+        line = Line(sums, own, index, low, high, [*names, *gates])
         at = float(np.clip(own[index], low, high))
-        grid = np.unique(np.append(np.linspace(low, high, _POINTS - 1 - _STRETCHES * len(names)), at))
+        grid = np.linspace(low, high, _POINTS - 1 - _STRETCHES * len(names))
+        grid = np.sort(np.append(grid[np.abs(grid - at) > 1e-6 * (high - low)], at))
         divisors = [sums.ratios[objective]] if objective in sums.ratios else []
-        curve, moments = line.trace(grid, [objective, *divisors])
+        curve, totals, by_user = line.trace(grid, [objective, *divisors])
         points = page_points(curve, names, grid)
         values = curve.at(points)
-        supported = _supported(evaluator, own, index, points)
+        good = _supported(evaluator, totals)
+        after = np.searchsorted(grid, points)  # a point of the grid is its own neighbour on both sides
+        supported = good[after] & good[np.where(grid[after] == points, after, after - 1)]
         row: dict[str, Any] = {
             "part": part,
             "production": float(base[index]),
             "setting": float(own[index]),
             "low_bound": low,
             "high_bound": high,
-            "t": [float(f"{t:.9g}") for t in points],
+            "t": points.tolist(),
             "delta": {
                 name: [
                     round(float(value / scale[name] - 1), _DIGITS) if good else None
@@ -122,54 +128,53 @@ def sensitivity_section(
             "supported": supported.tolist(),
         }
         at_grid = curve.at(grid)
-        good = supported[np.searchsorted(points, grid)]
         kept = good.copy()
         for name, least in guardrails.items():
             if name in scale:
                 kept &= at_grid[name] / scale[name] - 1 >= least
-        flat = _flat(line, moments, objective, grid, good, kept, at)
+        flat = _flat(line, totals, by_user, objective, grid, kept, at)
         if flat is not None:
             row["flat"] = flat
         curves.append(row)
     return {"window": "tune", "objective": objective, "curves": curves} if curves else {}
 
 
-def _supported(evaluator: Evaluator, setting: np.ndarray, part: int, points: np.ndarray) -> np.ndarray:
-    """Whether the gates support each point, bool `[P]`: those of some, and between two only where both are."""
-    if not evaluator.estimator.causal:
-        return np.ones(len(points), bool)
-    own = min(int(np.searchsorted(points, setting[part])), len(points) - 1)
-    some = np.unique(np.r_[np.linspace(0, len(points) - 1, 33).astype(int), own])
-    matrix = np.tile(setting, (len(some), 1))
-    matrix[:, part] = points[some]
-    gates = evaluator.supports(evaluator.sums.values(matrix.astype(np.float32), ["weight", "unsupported"]))
-    good = np.array([gate is None or not gate.reason for gate in gates])
-    index = np.arange(len(points))
-    after = np.searchsorted(some, index)
-    return good[after] & good[np.where(some[after] == index, after, after - 1)]
+def _supported(evaluator: Evaluator, totals: Totals) -> np.ndarray:
+    """Whether the gates support each weight, bool `[P]`; all of them where the estimator has no gates."""
+    if "weight" not in totals.sum:
+        return np.ones(len(next(iter(totals.sum.values()))), bool)
+    numbers = (totals.sum["weight"], totals.squares["weight"], totals.largest["weight"], totals.sum["unsupported"])
+    found = support_of_sums(*numbers, len(evaluator.sums.slots), evaluator.gates)
+    return np.array([not gate.reason for gate in found])
 
 
 def _flat(
-    line: Line, moments: Moments, name: str, grid: np.ndarray, supported: np.ndarray, kept: np.ndarray, own: float
+    line: Line,
+    totals: Totals,
+    by_user: Mapping[str, np.ndarray],
+    name: str,
+    grid: np.ndarray,
+    kept: np.ndarray,
+    own: float,
 ) -> list[float] | None:
-    """See `sensitivity_section`; None where the setting's own weight is not within."""
-    mean, ratios = line.means(moments.total)[name], line.sums.ratios
+    """See `sensitivity_section`: among the weights `kept`; None where the setting's own is not within."""
+    mean, ratios = line.means(totals.sum)[name], line.sums.ratios
     # What each user adds to the mean: linear in sums, and for a ratio a / b its derivative (a_u - mean b_u) / b.
-    of_user = moments.by_cluster[name] / line.requests(name)  # [U, P]
+    of_user = by_user[name] / line.requests(name)  # [U, P]
     if name in ratios:
         below = ratios[name]
-        other = moments.by_cluster[below] / line.requests(below)
+        other = by_user[below] / line.requests(below)
         of_user = (of_user - mean * other) / other.sum(axis=0)
     at = int(np.searchsorted(grid, own))
-    if not supported[at] or not kept.any():
+    if not kept[at]:
         return None
     best = int(np.argmax(np.where(kept, mean, -np.inf)))
     difference = of_user - of_user[:, best : best + 1]
     error = difference.std(axis=0) * np.sqrt(len(difference))
-    within = supported & (mean[best] - mean <= _ERRORS * error + 1e-12 * abs(mean[best]))
+    within = kept & (mean[best] - mean <= _ERRORS * error + 1e-12 * abs(mean[best]))
     if not within[at]:
         return None
     outside = np.flatnonzero(~within)
     first = outside[outside < at].max(initial=-1) + 1
     last = outside[outside > at].min(initial=len(grid)) - 1
-    return [round(float(grid[first]), 9), round(float(grid[last]), 9)]
+    return [float(grid[first]), float(grid[last])]

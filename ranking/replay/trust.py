@@ -11,6 +11,7 @@ from ranking.errors import UserError
 from ranking.fusion import FusionWeights
 from ranking.replay.estimators import ESTIMATORS
 from ranking.replay.evaluation import Evaluator
+from ranking.replay.ranks import RankSums
 from ranking.replay.settings import weight_matrix
 from ranking.replay.study import Entry
 
@@ -75,20 +76,27 @@ def _side_by_side(
             rows[entry.name][own] = entry.test.estimates[objective].delta
         if objective in entry.reordering:
             rows[entry.name]["E0"] = entry.reordering[objective]
-    matrix = weight_matrix(
-        [weights[entry.name] for entry in told], evaluator.production, evaluator.parts, list(evaluator.log.parts)
-    )
+    settings = [*(weights[entry.name] for entry in told), evaluator.production]
+    matrix = weight_matrix(settings, evaluator.production, evaluator.parts, list(evaluator.log.parts))
     for name in _COMPARED:
         if name in ("E0", own) or not told:
             continue
         try:
-            other = Evaluator(
-                evaluator.log, evaluator.production, ESTIMATORS[name](), gates=evaluator.gates, seed=evaluator.seed
-            )
-            deltas = other.deltas(matrix)[0].get(objective, np.full(len(told), np.nan))
+            sums = ESTIMATORS[name]().sums(evaluator.log, evaluator.production)
         except UserError:  # the log lacks what this estimator needs
             continue
-        for entry, delta in zip(told, deltas, strict=True):
-            if np.isfinite(delta):
-                rows[entry.name][name] = float(delta)
+        if objective in sums.outputs and objective in evaluator.objectives:
+            for entry, delta in zip(told, _changes(sums, matrix, objective), strict=True):
+                if np.isfinite(delta):
+                    rows[entry.name][name] = float(delta)
     return list(rows.values())
+
+
+def _changes(sums: RankSums, matrix: np.ndarray, objective: str) -> np.ndarray:
+    """Relative changes of all rows but the last, which is production; NaN where that is not positive."""
+    below = sums.ratios.get(objective)
+    found = sums.totals(matrix, [objective, *([below] if below else [])]).sum
+    value = found[objective]
+    if below:  # of means over the same requests
+        value = np.divide(value, found[below], out=np.full_like(value, np.nan), where=found[below] > 0)
+    return value[:-1] / value[-1] - 1 if value[-1] > 0 else np.full(len(value) - 1, np.nan)
