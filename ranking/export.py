@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from ranking.data.schema import Feature
+from ranking.data.schema import Feature, Schema
 from ranking.errors import UserError
 from ranking.features import MISSING, OUT_OF_VOCABULARY, Vocabulary
 from ranking.fingerprints import fingerprints
@@ -119,6 +119,7 @@ class ServedRanker(tf.Module):
     def __init__(self, run: Run):
         super().__init__()
         state, schema = run.state, run.schema
+        _refuse_ambiguous_segment(schema)
         ranker = run.ranker()
         # Its variables, not the model: tracked itself, it would bring the optimizer's slots into every version.
         self.parameters = [variable.value for variable in ranker.variables]
@@ -126,13 +127,6 @@ class ServedRanker(tf.Module):
         self.fusion = ServedFusion(run.weights, segmented=bool(schema.segment))
         self.weights = run.weights
         self.segmented = bool(schema.segment)
-        for feature in schema.side("context"):
-            one_text = feature.kind != "numeric" and feature.per == "request" and schema.segment == feature.name
-            if self.segmented and feature.name == "segment" and not one_text:
-                raise UserError(
-                    "the context feature `segment` has the name that the segment has on the wire: [replay] `segment` "
-                    f"should be this column, one text a request. Received: {schema.segment!r}."
-                )
         self.similarity_mean = run.scales.similarity[0]
         self.user_lookup = _Lookup(state.user_ids, "user ids")
         self.item_lookup = _Lookup(state.item_ids, "item ids")
@@ -269,6 +263,17 @@ class ServedRanker(tf.Module):
         if self.weights.form != "rank":
             signatures["serving_default"] = tf.function(plain).get_concrete_function(**many)
         return signatures
+
+
+def _refuse_ambiguous_segment(schema: Schema) -> None:
+    """A context feature called `segment` and the segment are one input, so they have to be one column."""
+    for feature in schema.side("context"):
+        one_text = feature.kind != "numeric" and feature.per == "request" and schema.segment == feature.name
+        if schema.segment and feature.name == "segment" and not one_text:
+            raise UserError(
+                "the context feature `segment` has the name that the segment has on the wire: [replay] `segment` "
+                f"should be this column, one text a request. Received: {schema.segment!r}."
+            )
 
 
 def _int64_hash(text: str) -> int:
