@@ -129,10 +129,10 @@ def resample(
             drawn[name][:, :-1] += weight @ rows.astype(np.float32, copy=False)
             drawn[name][:, -1] += weight @ counts[name].astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Resamples(
-            mean={name: row[:-1] / row[-1] for name, row in total.items()},
-            drawn={name: rows[:, :-1] / rows[:, -1:] for name, rows in drawn.items()},
-        )
+        for rows in drawn.values():
+            rows[:, :-1] /= rows[:, -1:]
+        mean = {name: row[:-1] / row[-1] for name, row in total.items()}
+    return Resamples(mean, {name: rows[:, :-1] for name, rows in drawn.items()})
 
 
 def paired_deltas(
