@@ -8,6 +8,7 @@ import numpy as np
 
 from ranking.metrics import ece, pcoc
 from ranking.replay.log import ReplayLog
+from ranking.replay.slates import place_looks
 
 __all__ = ["calibration_section"]
 
@@ -27,17 +28,18 @@ def calibration_section(log: ReplayLog) -> dict[str, Any]:
         `{"heads": {"pctr": {...}, "pctcvr": {...}}, "note": ...}`; without the heads that the log cannot tell of.
     """
     shown = np.flatnonzero(log.position >= 0)
-    theta = np.ones(len(shown)) if log.examination is None else log.examination[log.position[shown]]
+    by_place = place_looks(log)
+    theta = np.ones(len(shown)) if by_place is None else by_place[log.position[shown]]
     heads = {}
     if "pctr" in log.parts:
-        click = theta * log.parts["pctr"][shown]
+        click = np.minimum(theta * log.parts["pctr"][shown], 1)  # an estimated theta may be above that of the first
         heads["pctr"] = _reliability(click, log.click[shown])
         if "pcvr" in log.parts:
             final = log.mature[log.request_of_row[shown]]
             both = click * log.parts["pcvr"][shown]
             heads["pctcvr"] = _reliability(both[final], log.conversion[shown][final])
     note = "On what the logging policy showed; predicted is examination of the place times the probability."
-    if log.examination is None:
+    if by_place is None:
         note = "On what the logging policy showed, whatever its place: the log has no examination."
     return {"heads": {name: found for name, found in heads.items() if found}, "note": note}
 

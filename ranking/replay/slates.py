@@ -13,7 +13,7 @@ from ranking.fusion import FusionWeights
 from ranking.replay.log import ReplayLog
 from ranking.replay.settings import score_terms
 
-__all__ = ["diversity_section", "looks", "movers_section", "slates"]
+__all__ = ["diversity_section", "looks", "movers_section", "place_looks", "slates"]
 
 _MOVERS = 15
 
@@ -68,12 +68,19 @@ def slates(log: ReplayLog, production: FusionWeights, settings: Mapping[str, Fus
     return found
 
 
+def place_looks(log: ReplayLog) -> np.ndarray | None:
+    """P(the user looks at place k), float64 `[K]`; None where the log does not say it of every place."""
+    theta = log.examination
+    return theta if theta is not None and len(theta) > log.position.max() else None
+
+
 def looks(log: ReplayLog, slate: np.ndarray) -> np.ndarray:
     """How often each item is expected to be looked at in a slate of every request, float64 `[items]`.
 
     A place counts as much as it is examined; all count 1 where the log has no examination.
     """
-    theta = np.ones(slate.shape[1]) if log.examination is None else log.examination
+    theta = place_looks(log)
+    theta = np.ones(slate.shape[1]) if theta is None else theta
     request, place = np.nonzero(slate >= 0)
     return np.bincount(log.item[slate[request, place]], weights=theta[place], minlength=len(log.item_id))
 
@@ -149,7 +156,7 @@ def movers_section(log: ReplayLog, before: np.ndarray, after: np.ndarray) -> dic
 
     order = np.argsort(-change, kind="stable")
     falling = np.argsort(change, kind="stable")
-    unit = "looks per 1,000 requests" if log.examination is not None else "impressions per 1,000 requests"
+    unit = "impressions per 1,000 requests" if place_looks(log) is None else "looks per 1,000 requests"
     return {
         "unit": unit,
         "gaining": rows(order[change[order] > 0]),

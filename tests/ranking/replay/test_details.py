@@ -309,6 +309,9 @@ def test_calibration_by_hand():
     assert found["pctr"]["bins"][0] == pytest.approx({"predicted": 0.1, "observed": 0.0, "rows": 1})
     # Final: the second request alone: (.5 + .1) * .5 conversions predicted, 1 happened.
     assert found["pctcvr"]["pcoc"] == pytest.approx(0.3)
+    blind = replace(tiny(), examination=np.array([1.0]))  # it says nothing of the second place: every place counts 1
+    assert calibration_section(blind)["heads"]["pctr"]["pcoc"] == pytest.approx(1.4 / 2)
+    assert looks(blind, np.array([[0, 1], [5, 4]])).tolist() == [1, 2, 0, 1]
     nothing = replace(tiny(), click=np.zeros(6, np.int8), conversion=np.zeros(6, np.int8))
     assert calibration_section(nothing)["heads"] == {}
 
