@@ -135,7 +135,7 @@ def tune_command(
     examination: Annotated[
         str, typer.Option(help="estimated before the tune window, stated by the log, or auto: estimated if it can be.")
     ] = "auto",
-    rivals: Annotated[bool, typer.Option(help="Also judge a learned fusion, and separate models of the run.")] = False,
+    rivals: Annotated[bool, typer.Option(help="Also judge a learned fusion, and separate models of the run.")] = True,
     allow_biased: Annotated[bool, typer.Option(help="Tune on a re-ordering estimate where nothing explored.")] = False,
     production: Production = None,
     seed: Annotated[int, typer.Option(help="Random seed of the search.")] = 0,

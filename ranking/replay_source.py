@@ -166,7 +166,7 @@ def tune_source(
     segments: str | None = None,
     diversity: str | None = None,
     examination: str = "auto",
-    rivals: bool = False,
+    rivals: bool = True,
     progress: Progress | None = None,
     **arguments: Any,
 ) -> Study:
@@ -180,7 +180,7 @@ def tune_source(
         diversity: str. Defaults to `None`.
         examination: str. Defaults to `"auto"`.
         rivals: bool. Whether a learned fusion and a model an objective (where the run has one) are judged beside the
-            settings. Defaults to `False`.
+            settings. Defaults to `True`.
         progress: callable of (stage, done, total). Defaults to `None`.
         **arguments: as `ranking.replay.tuning.tune`.
 

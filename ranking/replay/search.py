@@ -19,7 +19,7 @@ from ranking.replay.support import Support
 
 __all__ = ["Space", "Trials", "pareto", "search"]
 
-_POPULATION = 48
+_POPULATION = 64  # as many as the kernel takes at a time
 _BATCH = 64
 _ZERO = 0.1  # share of the unit interval that means "without this part"
 _DECADES = 2.0  # ratios are searched over so many powers of ten
@@ -156,9 +156,8 @@ def search(
         batches.append((deltas, supports, violation))
         return np.stack([deltas[name] for name in axes], axis=1), violation
 
-    run(production)
-    points, violation = run(weights)
-    _evolve(run, space, unit, points, violation, trials - 1 - len(weights), seed)
+    points, violation = run(np.concatenate([production, weights]))
+    _evolve(run, space, unit, points[1:], violation[1:], trials - 1 - len(weights), seed)
 
     violations = np.concatenate([violation for _, _, violation in batches])
     return Trials(

@@ -29,8 +29,8 @@ def test_optuna_reads_every_trial_as_the_study_has_it(study, tmp_path, kind):
     )  # fmt: skip
     found = optuna.load_study(study_name=STUDY_NAME, storage=storage)
     axes = study.settings["axes"]
-    assert axes == ["conversions", "clicks", "new_items"] and found.metric_names == axes
-    assert found.directions == [optuna.study.StudyDirection.MAXIMIZE] * 3
+    assert axes == ["conversions", "clicks", "new_items", "diversity"] and found.metric_names == axes
+    assert found.directions == [optuna.study.StudyDirection.MAXIMIZE] * 4
     assert found.user_attrs["verdict"] == study.verdict
     assert len(found.trials) == len(study.trials)
     for trial, row in zip(found.trials, study.trials, strict=True):

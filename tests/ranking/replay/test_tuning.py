@@ -170,7 +170,6 @@ def test_without_propensities_only_on_request_and_with_its_banner(world, later):
         ({"objective": "gmv"}, "should be among .*Received: 'gmv'"),
         ({"guardrails": {"gmv": -0.01}}, "should be among .*Received: 'gmv'"),
         ({"guardrails": {"clicks": 0.5}}, "least relative change"),
-        ({"guardrails": {"diversity": -0.01}}, "too little of the objective 'diversity'.*--diversity COLUMN"),
         ({"estimator": "E9"}, "`estimator` should be one of .*Received: 'E9'"),
         ({"estimator": "E2"}, "E2 can only re-order .*--allow-biased"),
         ({"trials": 3}, "`trials` should be at least 16"),
@@ -181,6 +180,16 @@ def test_without_propensities_only_on_request_and_with_its_banner(world, later):
 def test_refusals(world, later, changes, message):
     with pytest.raises(UserError, match=message):
         run(world, later, **changes)
+
+
+def test_diversity_needs_categories(study, world, later):
+    assert study.settings["axes"] == ["conversions", "clicks", "new_items", "diversity"]
+    without = [
+        replace(found, log=replace(found.log, category=None, category_column="", category_names=[]))
+        for found in (world, later)
+    ]
+    with pytest.raises(UserError, match="too little of the objective 'diversity'.*--diversity COLUMN"):
+        run(*without, guardrails={"diversity": -0.01})
 
 
 def test_one_user_or_labels_that_are_all_equal(world, later):
@@ -262,8 +271,8 @@ def test_a_tuning_that_was_stopped_ends_as_without_the_stop(study, world, later,
     evaluate = Evaluator.deltas
     monkeypatch.setattr(Evaluator, "deltas", lambda self, batch: asked.append(len(batch)) or evaluate(self, batch))
     again = run(world, later, **arguments)
-    # 1 of production, 2 x 64 of the Sobol batch and 2 generations of 48 were there; later calls are of the details.
-    assert before == 225 and asked[:2] == [48, 27]
+    # 1 of production, 128 of the Sobol batch and 2 generations of 64 were there; later calls are of the details.
+    assert before == 257 and asked[0] == 43
     assert not path.exists()
     assert replace(again, looks=study.looks) == study
     path.write_text("[]")
