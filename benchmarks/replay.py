@@ -10,6 +10,7 @@ ten of all rows (diversity, E6). The ceiling is the scoring alone, kept in the L
 
 import argparse
 import json
+import os
 import platform
 import time
 import tracemalloc
@@ -274,7 +275,7 @@ def verdicts(summary: dict) -> list[dict]:
 
 def show(console: Console, summary: dict) -> None:
     columns = ("class", "M rows", "settings", "CPU s", "target", "GFLOP", "Gcmp", "scoring", "ratio")
-    table = Table(*columns, title="Totals of all outputs, one thread")
+    table = Table(*columns, title="Totals of all outputs, one core")
     for row in summary["classes"]:
         numbers = (f"{row['seconds']:.2f}", f"{row['limit']:.1f}", f"{row['gflop']:.1f}", f"{row['gcompares']:.1f}")
         tail = (f"{row['ceiling']:.2f}", f"{row['times_ceiling']:.1f}")
@@ -315,6 +316,8 @@ def main() -> None:
         },
         "classes": [],
     }
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     with threadpoolctl.threadpool_limits(1):
         for requests in sizes:
             sums = generated(requests)
@@ -322,6 +325,7 @@ def main() -> None:
             if requests == sizes[0]:
                 summary["rivals"] = rivals(sums, settings, 8)
                 summary["bootstrap"] = bootstrap(sums, settings)
+        os.sched_setaffinity(0, cores)
         summary["tune"] = whole_tune(*((3_000, 30, 200) if args.quick else (10_000, CANDIDATES, 2000)))
     summary["verdicts"] = verdicts(summary)
     show(Console(), summary)

@@ -69,20 +69,16 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
             run_path,
             data,
             progress=bars,
+            segments="segment",
+            diversity="category",
+            rivals=True,
             objective="value",
             guardrails={"clicks": -0.01},
-            trials=500,
         ).save(study_path)
     for line in study_lines(study)[: 3 + len(study.banners)]:
         screen.print(line, highlight=False)
-    page = write_report(
-        study,
-        out / "replay.html",
-        commands=[
-            f"seedrank replay apply {study_path} --out fusion.json",
-            f"seedrank export --run {run_path} --models {models} --weights fusion.json",
-        ],
-    )
+    commands = [f"seedrank replay apply {study_path} --pick 'setting 1' --models {models}"]
+    page = write_report(study, out / "replay.html", commands=commands)
     weights = study.apply(out / "fusion.json") if study.pick else None
 
     step("5. Export: a verified, atomically published version")
