@@ -269,7 +269,7 @@ def report_command(
     _same_data(found, data)
     page = out or study.with_suffix(".html")
     apply = f"seedrank replay apply {shlex.quote(str(study))} --pick {'recommended' if found.pick else 'production'}"
-    commands = [f"{apply} --models MODELS", *([_tune_line(found, study)] if found.source else [])]
+    commands = [f"{apply} MODELS", *([_tune_line(found, study)] if found.source else [])]
     write_report(found, page, commands=commands)
     print(f"Wrote {page}")
 
@@ -289,24 +289,24 @@ def _tune_line(study: Any, out: Path) -> str:
 @replay_app.command("apply")
 def apply_command(
     study: StudyFile,
+    models: Annotated[
+        Path | None, typer.Argument(help="The folder of models: a version with these weights is published in it.")
+    ] = None,
     pick: Annotated[
         str, typer.Option(help="recommended, knee, best:value (or another objective), production, or 'setting 3'.")
     ] = "recommended",
-    models: Annotated[
-        Path | None, typer.Option(help="The folder of models: a version with these weights is published in it.")
-    ] = None,
     out: Annotated[Path | None, typer.Option(help="The weights file to write.")] = None,
     name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
     data: SameData = None,
 ) -> None:
     """Publishes a version that is the live one but for the weights, or writes them as a file.
 
-    Example: seedrank replay apply study.json --pick recommended --models models
+    Example: seedrank replay apply study.json --pick recommended models
     """
     from ranking.replay.study import Study
 
     if models is None and out is None:
-        raise UserError("Where to? Pass --models, to publish a version with the weights, or --out, to write a file.")
+        raise UserError("Where to? Give MODELS, to publish a version with the weights, or --out, to write a file.")
     found = Study.load(study)
     _same_data(found, data)
     weights = found.weights(pick)

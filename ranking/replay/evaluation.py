@@ -15,7 +15,7 @@ from ranking.replay.estimators import OBJECTIVES, E0LabelNDCG, Estimator, choose
 from ranking.replay.estimators.labels import group_of_row
 from ranking.replay.intervals import USERS, resample
 from ranking.replay.log import ReplayLog
-from ranking.replay.ranks import RankSums, Totals
+from ranking.replay.ranks import DIVERSITY, MATCH, RankSums, Totals
 from ranking.replay.settings import score_rows, score_terms, weight_matrix
 from ranking.replay.support import Support, SupportGates, matured_conversions, support, support_of_sums
 
@@ -24,6 +24,7 @@ __all__ = ["Estimate", "Evaluation", "Evaluator", "evaluate_weights", "evaluatio
 GATE_OUTPUTS = ("weight", "unsupported", "clipped")
 _HELD = 1_000_000  # sums by user held at once, so that an evaluation needs less memory than the scores of its log
 _STEP = 0.01  # of theta, in the derivatives
+_MOVED = 5  # places whose derivatives share a pass: their coefficients are held at once
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Evaluator:
         sums, row = self._scored([production])
         self.production_values = {name: rows[0] for name, rows in sums.values(row).items()}
         totals = sums.totals(row, self._outputs())
-        self._production_means = {name: mean[0] for name, mean in self._means(sums, totals).items()}
+        self._production_means = {name: mean[0] for name, mean in self._means(sums, totals.sum).items()}
         found = self._supports(totals)[0]
         if found is not None and found.reason:
             raise UserError(f"The log does not support the production weights themselves: {found.reason}.")
@@ -132,7 +133,7 @@ class Evaluator:
         """Point estimates of the changes `[S]` of each objective, without intervals, and the gates."""
         totals = self.sums.totals(settings, self._outputs())
         found = {}
-        for name, mean in self._means(self.sums, totals).items():
+        for name, mean in self._means(self.sums, totals.sum).items():
             base = self._production_means[name]
             found[name] = mean / base - 1 if base > 0 else np.full(len(mean), np.nan)
         return found, self._supports(totals)
@@ -210,35 +211,64 @@ class Evaluator:
     def _examination_shifts(self, sums: RankSums, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """What an examination within its error would change, `[B, S]` of each objective; nothing where it is stated.
 
-        Draws of theta go through the derivative of the means, by differences of a hundredth: exact to first order.
+        Draws of theta go through the derivative of the means, by differences of a hundredth: exact to first order. Of
+        diversity, which is counted and not estimated, there is none.
         """
         covariance = self.log.examination_covariance
         if covariance is None or self.log.examination is None or isinstance(self.estimator, E0LabelNDCG):
             return {}
         theta = np.asarray(self.log.examination, np.float64)
-        slopes = {name: np.zeros((len(theta), len(matrix))) for name in self.objectives}
-        here = self._means(sums, sums.totals(matrix, self._needed()))
-        for place in np.flatnonzero(np.diag(covariance) > 0):
-            moved = theta.copy()
-            moved[place] *= 1 + _STEP
-            there = replace(self.estimator.sums(self._with_theta(moved), self.production), terms=sums.terms)
-            means = self._means(there, there.totals(matrix, self._needed()))
-            for name in self.objectives:
-                slopes[name][place] = (means[name] - here[name]) / (_STEP * theta[place])
+        names = [name for name in self._needed() if name != DIVERSITY]
+        uncertain = np.flatnonzero(np.diag(covariance) > 0)
+        here = self._means(sums, sums.totals(matrix, names).sum)
+        slopes = {name: np.zeros((len(theta), len(matrix))) for name in here}
+        for first in range(0, len(uncertain), _MOVED):
+            places = uncertain[first : first + _MOVED]
+            found = self._joined(sums, theta, places, names).totals(matrix).sum
+            for place in places:
+                there = self._means(sums, {name: found[f"{name} {place}"] for name in names})
+                for name, mean in there.items():
+                    slopes[name][place] = (mean - here[name]) / (_STEP * theta[place])
         generator = np.random.default_rng([self.seed, len(theta)])
         drawn = generator.multivariate_normal(np.zeros(len(theta)), covariance, self.replicates, method="eigh")
         return {name: drawn @ slope for name, slope in slopes.items()}
+
+    def _joined(self, sums: RankSums, theta: np.ndarray, places: np.ndarray, names: Sequence[str]) -> RankSums:
+        """Outputs "name place" with theta moved at each of the places: one pass over the orders serves them all."""
+        coefficients, gain_of, counted = {}, {}, {}
+        gains: list[np.ndarray] = []
+        for place in places:
+            moved = theta.copy()
+            moved[place] *= 1 + _STEP
+            there = self.estimator.sums(self._with_theta(moved), self.production)
+            tables = sum(len(table) for table in gains)
+            for name in names:
+                coefficients[f"{name} {place}"] = there.coefficients[name]
+                gain = there.gain_of.get(name, 0)
+                gain_of[f"{name} {place}"] = gain if gain == MATCH else gain + tables
+                counted[f"{name} {place}"] = sums.requests_counted(name)
+            gains.append(there.gains)
+        return replace(
+            sums,
+            gains=np.concatenate(gains),
+            coefficients=coefficients,
+            gain_of=gain_of,
+            counted=counted,
+            ratios={},
+            category=None,
+        )
 
     def _with_theta(self, theta: np.ndarray) -> ReplayLog:
         if self.log.exposure_propensity is not None:
             return self.log.with_theta(theta)
         return replace(self.log, examination=theta, examination_covariance=None)
 
-    def _means(self, sums: RankSums, totals: Totals) -> dict[str, np.ndarray]:
-        """Means `[S]` of the objectives over the requests that count, ratios divided."""
+    def _means(self, sums: RankSums, total: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Means `[S]` of the objectives that are there over the requests that count, ratios divided."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = {name: row / sums.requests_counted(name).sum() for name, row in totals.sum.items()}
-            return {n: mean[n] / mean[sums.ratios[n]] if n in sums.ratios else mean[n] for n in self.objectives}
+            mean = {name: row / sums.requests_counted(name).sum() for name, row in total.items()}
+            kept = [name for name in self.objectives if name in mean]
+            return {n: mean[n] / mean[sums.ratios[n]] if n in sums.ratios else mean[n] for n in kept}
 
     def _supports(self, totals: Totals) -> list[Support | None]:
         if "weight" not in totals.sum:

@@ -237,7 +237,8 @@ def summarize(log: ReplayLog, production: FusionWeights, group: str = "request")
     """A window in numbers, with the share of logged scores that the production weights reproduce to 1e-4."""
     reproduced = None
     if log.logged_score is not None and np.isfinite(log.logged_score).all():
-        score = np.asarray(fuse(log.parts, production), np.float64)
+        segment = None if log.segment is None else log.segment[log.request_of_row]
+        score = np.asarray(fuse(log.parts, production, segment=segment, offsets=log.offsets), np.float64)
         reproduced = float(np.isclose(score, log.logged_score, rtol=1e-4, atol=1e-4).mean())
     return LogSummary(
         window=log.window,

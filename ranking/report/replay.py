@@ -102,6 +102,8 @@ def _weights(study: Study, commands: Sequence[str]) -> str:
     found = plain_weights(chosen)
     parts = [
         f'<p class="soft">{escape(text)}, largest 1.</p><pre id="chosen-weights">{escape(found)}</pre>',
+        f'<p class="soft small wrap">Hash, as the server reports it once they are served: '
+        f'<code id="weights-hash">{study.weights(study.pick or "production").hash}</code></p>',
         copy_button(found, "Copy these weights"),
     ]
     if commands:

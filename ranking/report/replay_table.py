@@ -39,7 +39,7 @@ def what_if(study: Study) -> str:
     entries = ordered(study)
     scales = {name: _scale([e.test.estimates.get(name) for e in entries if e.name != "production"]) for name in names}
     unit = "request" if study.estimator != "E0" else str(study.settings.get("group", "group"))
-    rows = [_row(entry, study.pick, names, scales, unit) for entry in entries]
+    rows = [_row(entry, study, names, scales, unit) for entry in entries]
     text = (
         "Change against production on the test window, with 95% intervals that resample users and hold for the whole "
         "list at once. Filled mark: the interval is on one side of zero. A refused setting has no numbers."
@@ -52,9 +52,9 @@ def what_if(study: Study) -> str:
     return f'<p class="soft">{text}</p>{choose}{table(head, rows, name="what-if-table")}'
 
 
-def _row(entry: Entry, pick: str, names: Sequence[str], scales: Mapping[str, tuple[float, float]], unit: str) -> str:
+def _row(entry: Entry, study: Study, names: Sequence[str], scales: Mapping[str, tuple[float, float]], unit: str) -> str:
     production = entry.name == "production"
-    label = f"{escape(entry.name)}<br>{_roles(entry, pick)}"
+    label = f"{escape(entry.name)}<br>{_roles(entry, study.pick)}"
     label += f"<small>a {escape(unit)}, &plusmn; 95%</small>" if production else ""
     choose = f'<input type="checkbox" class="screen" aria-label="compare {escape(entry.name)}">'
     cells = [cell(choose), cell(label, entry.name)]
@@ -65,8 +65,8 @@ def _row(entry: Entry, pick: str, names: Sequence[str], scales: Mapping[str, tup
         cells += [_level(entry.test.estimates.get(name)) for name in names]
     else:
         cells += [_change(entry.test.estimates.get(name), scales[name]) for name in names]
-    cells.append(_weights(entry))
-    style = ' class="chosen"' if entry.name == pick else ""
+    cells.append(_weights(entry, study))
+    style = ' class="chosen"' if entry.name == study.pick else ""
     return f'<tr data-name="{escape(entry.name)}"{style}>{"".join(cells)}</tr>'
 
 
@@ -76,12 +76,15 @@ def _roles(entry: Entry, pick: str) -> str:
     return "".join(f'<span class="tag">{escape(role.replace("_", " ").replace(":", " "))}</span>' for role in roles)
 
 
-def _weights(entry: Entry) -> str:
+def _weights(entry: Entry, study: Study) -> str:
     weights = entry.test.weights
     if not weights:
         return cell('<span class="soft">no fusion weights</span>', "")
     shown = ", ".join(f"{escape(name)}&nbsp;{weight:.3g}" for name, weight in weights.items() if weight)
-    return cell(f'<div class="wrap">{shown}</div>{copy_button(plain_weights(weights), "Copy these weights")}', "")
+    known = "" if entry.test.refused else f"<small>hash {study.weights(entry.name).hash[:12]}</small>"
+    return cell(
+        f'<div class="wrap">{shown}</div>{known}{copy_button(plain_weights(weights), "Copy these weights")}', ""
+    )
 
 
 def _scale(estimates: Sequence[Estimate | None]) -> tuple[float, float]:

@@ -133,7 +133,7 @@ def test_export_to_optuna(study, cli, tmp_path):
 def test_the_page_has_the_commands(log, study, cli):
     assert cli("replay", "report", study, "--data", log).code == 0
     page = study.with_suffix(".html").read_text()
-    assert "replay apply" in page and "--pick recommended --models MODELS" in page
+    assert "replay apply" in page and "--pick recommended MODELS" in page
     assert f"replay tune {log} --objective conversions" in page and "clicks&gt;=-8%" in page
 
 
@@ -203,7 +203,7 @@ def test_whatif_and_apply_refuse(study, simulated, cli, tmp_path):
     cli("replay", "whatif", study, "--weights", "pctr=1", *other).mistake("of another log")
     cli("replay", "report", study, *other).mistake("of another log")
     cli("replay", "apply", study, "--out", tmp_path / "weights.json", *other).mistake("of another log")
-    cli("replay", "apply", study).mistake("--models", "--out")
+    cli("replay", "apply", study).mistake("MODELS", "--out")
     cli("replay", "apply", study, "--pick", "nobody", "--out", tmp_path / "weights.json").mistake("'nobody'")
     assert not (tmp_path / "weights.json").exists() and len(Study.load(study).looks) == 1
 

@@ -108,7 +108,7 @@ def test_the_error_of_theta_is_in_the_intervals(world, estimator):
     for _ in range(100):
         theta = log.examination + rng.multivariate_normal(np.zeros(4), covariance)
         there = estimator.sums(log.with_theta(theta), world.production)
-        means = evaluator._means(there, there.totals(matrix))
+        means = evaluator._means(there, there.totals(matrix).sum)
         for name, rows in drawn.items():
             rows.append(means[name])
     for name, rows in drawn.items():

@@ -110,6 +110,14 @@ def test_keep_production_offers_production(study):
     assert "Keep production" in text and "Production, to keep" in text and 'class="verdict keep"' in text
 
 
+def test_the_hash_of_each_setting_is_that_of_its_file(study, tmp_path):
+    page = body(render(study))
+    assert study.apply(tmp_path / "weights.json").hash == re.search(r'id="weights-hash">(\w+)<', page).group(1)
+    shown = re.findall(r"hash (\w{12})<", page)
+    assert sorted(shown) == sorted(study.weights(e.name).hash[:12] for e in study.shortlist if not e.test.refused)
+    assert len(set(shown)) == len(shown) > 1
+
+
 def test_a_re_ordering_estimate_has_no_gates(study):
     entries = tuple(replace(e, test=replace(e.test, support=None)) for e in study.shortlist if not e.test.refused)
     biased = replace(study, estimator="E0", banners=("Re-ordering estimate, not causal",), shortlist=entries, rivals=())
