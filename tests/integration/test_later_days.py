@@ -183,7 +183,7 @@ def test_replay_on_the_slice_refuses_or_carries_its_banner(slice_dataset):
         parts = {name: generator.uniform(0.01, 0.5, rows).astype(np.float32) for name in ("pctr", "pcvr")}
         logs.append(ReplayLog.from_dataset(slice_dataset, window, parts))
     production = FusionWeights.fit(logs[0].parts, "product", {"pctr": 1.0, "pcvr": 1.0})
-    with pytest.raises(UserError, match="no exposure propensities"):
+    with pytest.raises(UserError, match="with exposure propensities"):
         tune(*logs, production=production)
     study = tune(*logs, production=production, allow_biased=True, trials=64)
     assert BIASED_BANNER in study.banners and study.verdict.endswith(BIASED_BANNER)
