@@ -18,6 +18,8 @@ from ranking.statistics import StatisticCounter
 from ranking.timeline import Timeline
 from ranking.training import train_esmm
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400_000
 WORLD = """
 name = "slow buyers"

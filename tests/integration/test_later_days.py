@@ -18,6 +18,8 @@ from ranking.replay.log import ReplayLog
 from ranking.replay.tuning import tune
 from ranking.scoring import score_candidates
 
+pytestmark = pytest.mark.slow
+
 WEEK = 7 * 86_400_000
 MODELS = {"seedrank", "no_similarity", "base", "popularity", "logistic"}
 METRICS = {"auc", "gauc", "ndcg", "logloss", "pcoc", "ece", "auc_se"}

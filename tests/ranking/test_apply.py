@@ -26,6 +26,8 @@ from serving.publish import publish, version_hashes, versions, write_golden
 from serving.server.bundle import Bundle
 from serving.verify import verify
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 N = 30
 SEGMENTS = {"new": {"similarity": 0.9, "pctr": -0.5}}

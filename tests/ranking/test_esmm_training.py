@@ -11,6 +11,8 @@ from ranking.esmm_settings import EsmmSettings
 from ranking.rows import Rows
 from ranking.training import train_esmm
 
+pytestmark = pytest.mark.slow
+
 FEATURES = (Feature("item_id", "categorical", "item", 40), Feature("age", "numeric"))
 SETTINGS = EsmmSettings(embedding_dim=4, towers=(8, 4), batch_size=64, epochs=3, learning_rate=0.01)
 

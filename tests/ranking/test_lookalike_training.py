@@ -9,6 +9,8 @@ from ranking.lookalike_samples import Seeds
 from ranking.lookalike_settings import LookalikeSettings
 from ranking.lookalike_training import representation_of, train_lookalike, train_next_item
 
+pytestmark = pytest.mark.slow
+
 TOML = """schema_version = 1
 time = "ordinal"
 [ids]
