@@ -77,7 +77,8 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
         ).save(study_path)
     for line in study_lines(study)[: 3 + len(study.banners)]:
         screen.print(line, highlight=False)
-    commands = [f"seedrank replay apply {study_path} --pick 'setting 1' {models}"]
+    pick = "recommended" if study.pick else "production"
+    commands = [f"seedrank replay apply {study_path} --pick {pick} {models}"]
     page = write_report(study, out / "replay.html", commands=commands)
     weights = study.apply(out / "fusion.json") if study.pick else None
 
