@@ -117,12 +117,13 @@ def environment(pid):
 @pytest.mark.slow
 def test_tables_on_a_parameter_server(spool, tmp_path):
     how = Workers(2, parameter_servers=1, save_steps=40)
-    model, told = train(spool, tmp_path / "training", model_of(0.2), how, epochs=6)
-    assert len(told["curve"]) == 6 * 11 and told["restarts"] == 0
+    model, told = train(spool, tmp_path / "training", model_of(0.2), how, epochs=18)
+    assert len(told["curve"]) == 18 * 11 and told["restarts"] == 0
     # the entropy of clicks, of which users tell half, and of conversions: from 0.69 + 2 * 0.69 downwards
-    assert told["loss"][5] < 0.8 * told["loss"][0]
+    assert told["loss"][-1] < 0.7 * told["loss"][0]
     odd = {"user": np.arange(2, 200, dtype=np.int32), "tags": np.zeros((198, 3), np.int32), "age": np.zeros(198)}
     clicks = model.predict(odd, verbose=0)["pctr"]
+    # .8 and .1 in truth; how far it comes depends on how stale the rows are that a worker steps from
     assert clicks[1::2].mean() > clicks[::2].mean() + 0.3
 
 
