@@ -90,8 +90,8 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     screen.print(f"{version}, serving {'the chosen weights' if weights else 'the weights of production'}")
 
     step("6. Serving: one request over REST, the same over gRPC")
-    from serving.rest import RestClient
-    from serving.rpc import GrpcClient
+    from serving.rest import RankClient as RestClient
+    from serving.rpc import RankClient as GrpcClient
     from serving.server import Server
 
     last = dataset.requests.iloc[-1]

@@ -13,13 +13,13 @@ import urllib3
 from serving.errors import HTTP_STATUS, DeadlineExceeded, InvalidArgument, ServingError, Unavailable, request_error
 from serving.signature import Signature, as_list, declared_signature, rank_inputs
 
-__all__ = ["RestClient"]
+__all__ = ["RankClient"]
 
 _CODES = {500: "INTERNAL", 400: "INVALID_ARGUMENT", 409: "ABORTED"}  # of the statuses that several codes share
 _CODES = {**{status: code for code, status in HTTP_STATUS.items()}, **_CODES}
 
 
-class RestClient:
+class RankClient:
     """Calls a model over REST. Safe to use from many threads.
 
     Args:
@@ -29,7 +29,7 @@ class RestClient:
         retries: int. Further attempts when the server can not be reached or answers UNAVAILABLE. Defaults to `2`.
 
     Example:
-        client = RestClient(model="seedrank")
+        client = RankClient(model="seedrank")
         answer = client.rank(42, [7, 8, 9], context={"tab": 1})
         best = max(zip(answer["score"], [7, 8, 9]))
     """
@@ -129,7 +129,7 @@ class RestClient:
         """Closes the connections."""
         self._pool.clear()
 
-    def __enter__(self) -> "RestClient":
+    def __enter__(self) -> "RankClient":
         return self
 
     def __exit__(

@@ -9,7 +9,7 @@ from typing import Any
 from serving.errors import CODES, InvalidArgument, ServingError, Unavailable, Unimplemented, request_error
 from serving.signature import Signature, declared_signature, rank_inputs
 
-__all__ = ["LIVE_METADATA", "GrpcClient"]
+__all__ = ["LIVE_METADATA", "RankClient"]
 
 LIVE_METADATA = "seedrank-live-bin"  # -bin: bytes, as gRPC has it
 _OPTIONS = [
@@ -21,7 +21,7 @@ _OPTIONS = [
 ]
 
 
-class GrpcClient:
+class RankClient:
     """Calls a model over gRPC. Safe to use from many threads.
 
     Args:
@@ -98,7 +98,7 @@ class GrpcClient:
         price: Sequence[float] | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
-        """Scores candidate items for a user, as `serving.rest.RestClient.rank`."""
+        """Scores candidate items for a user, as `serving.rest.RankClient.rank`."""
         name = "rank" if weights is None else "rank_with_weights"
         declared = self._signature(name, None)
         inputs = rank_inputs(declared, user_id, item_ids, context=context, price=price, weights=weights)
@@ -120,7 +120,7 @@ class GrpcClient:
         ]
 
     def live(self) -> dict[str, Any]:
-        """The version that answers, as `serving.rest.RestClient.live`.
+        """The version that answers, as `serving.rest.RankClient.live`.
 
         Raises:
             Unimplemented: the server does not tell it: TensorFlow Serving does not.
@@ -162,7 +162,7 @@ class GrpcClient:
         """Closes the connection."""
         self._channel.close()
 
-    def __enter__(self) -> "GrpcClient":
+    def __enter__(self) -> "RankClient":
         return self
 
     def __exit__(

@@ -1,25 +1,19 @@
 """The gRPC services: Predict, GetModelMetadata and GetModelStatus with TensorFlow Serving's codes and texts."""
 
-import contextlib
-import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from serving.errors import CODES, InvalidArgument, NotFound, RequestError, ServingError, Unimplemented
-from serving.rpc import LIVE_METADATA
+from serving.errors import InvalidArgument, ServingError
 from serving.server.bundle import DEFAULT_SIGNATURE
-from serving.server.encode import live_reply
+from serving.server.calls import answer, model_spec, unimplemented
+from serving.server.model_service import ModelService
 from serving.server.versions import Models
 
 __all__ = ["start_grpc"]
 
-_log = logging.getLogger("serving")
-MAX_MESSAGE = 1024  # characters of an error
 MAX_ELEMENTS = 1 << 27  # of a tensor whose single value is repeated
-_STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}
 
 # numpy dtype -> the field that carries its values
 _FIELDS = {
@@ -62,7 +56,7 @@ def start_grpc(models: Models, address: str, workers: int) -> tuple[Any, int]:
     ]
     server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="serving-grpc"), options=options)
     add_PredictionServiceServicer_to_server(_PredictionService(models), server)
-    add_ModelServiceServicer_to_server(_ModelService(models), server)
+    add_ModelServiceServicer_to_server(ModelService(models), server)
     port_text = address.rsplit(":", 1)[1]
     try:
         port = server.add_insecure_port(address)
@@ -72,31 +66,6 @@ def start_grpc(models: Models, address: str, workers: int) -> tuple[Any, int]:
     return server, port
 
 
-def _answer(context: Any, work: Callable[[], Any]) -> Any:
-    """Runs `work`; an error becomes the status of the call."""
-    import grpc
-
-    try:
-        return work()
-    except RequestError as error:
-        code, message = error.code, error.message
-    except Exception:
-        _log.exception("gRPC request failed")
-        code, message = "INTERNAL", "internal error: see the server's log"
-    if len(message) > MAX_MESSAGE:
-        message = message[:MAX_MESSAGE] + "...TRUNCATED"
-    statuses = {status.value[0]: status for status in grpc.StatusCode}
-    return context.abort(statuses[CODES.index(code)], message)
-
-
-def _spec(request: Any) -> tuple[str, int | None, str]:
-    """Name, version and label of the model that a request is for."""
-    if not request.HasField("model_spec"):
-        raise InvalidArgument("Missing ModelSpec")
-    spec = request.model_spec
-    return spec.name, spec.version.value if spec.HasField("version") else None, spec.version_label
-
-
 class _PredictionService:
     """`tensorflow.serving.PredictionService`."""
 
@@ -104,24 +73,24 @@ class _PredictionService:
         self._models = models
 
     def Predict(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: self._predict(request, context.time_remaining()))
+        return answer(context, lambda: self._predict(request, context.time_remaining()))
 
     def GetModelMetadata(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: self._metadata(request))
+        return answer(context, lambda: self._metadata(request))
 
     def Classify(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: _unimplemented("Classify"))
+        return answer(context, lambda: unimplemented("Classify"))
 
     def Regress(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: _unimplemented("Regress"))
+        return answer(context, lambda: unimplemented("Regress"))
 
     def MultiInference(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: _unimplemented("MultiInference"))
+        return answer(context, lambda: unimplemented("MultiInference"))
 
     def _predict(self, request: Any, timeout: float | None) -> Any:
         from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
-        name, version, label = _spec(request)
+        name, version, label = model_spec(request)
         signature = request.model_spec.signature_name
         with self._models.use(name, version, label) as (number, bundle):
             inputs = {alias: _from_proto(alias, proto) for alias, proto in request.inputs.items()}
@@ -137,7 +106,7 @@ class _PredictionService:
     def _metadata(self, request: Any) -> Any:
         from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataResponse, SignatureDefMap
 
-        name, version, label = _spec(request)
+        name, version, label = model_spec(request)
         if not request.metadata_field:
             raise InvalidArgument("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
@@ -149,37 +118,6 @@ class _PredictionService:
         response.model_spec.name = name
         response.model_spec.version.value = number
         return response
-
-
-class _ModelService:
-    """`tensorflow.serving.ModelService`."""
-
-    def __init__(self, models: Models) -> None:
-        self._models = models
-
-    def GetModelStatus(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: self._status(request, context))
-
-    def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
-        return _answer(context, lambda: _unimplemented("HandleReloadConfigRequest"))
-
-    def _status(self, request: Any, context: Any) -> Any:
-        from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse
-
-        name, version, _ = _spec(request)  # TensorFlow Serving ignores the label here
-        response = GetModelStatusResponse()
-        for status in self._models.statuses(name, version):
-            added = response.model_version_status.add(version=status.version, state=_STATES[status.state])
-            added.status.error_code = CODES.index(status.error_code)
-            added.status.error_message = status.error_message
-        with contextlib.suppress(NotFound):  # none is loaded: the statuses say so
-            # Beside the reply, whose shape is TensorFlow Serving's: its clients do not see it.
-            context.set_trailing_metadata(((LIVE_METADATA, live_reply(self._models.live(name))),))
-        return response
-
-
-def _unimplemented(call: str) -> Any:
-    raise Unimplemented(f"{call} is not supported by this server.")
 
 
 def _from_proto(alias: str, proto: Any) -> np.ndarray:

@@ -13,8 +13,8 @@ from ranking.export import ServedRanker, export_run
 from ranking.fusion import FusionWeights, fuse
 from ranking.scoring import score_rows
 from serving.publish import version_hashes, versions
-from serving.rest import RestClient
-from serving.rpc import GrpcClient
+from serving.rest import RankClient as RestClient
+from serving.rpc import RankClient as GrpcClient
 from serving.server import Server
 
 pytestmark = pytest.mark.slow

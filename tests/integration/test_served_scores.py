@@ -17,8 +17,8 @@ from ranking.rows import training_rows
 from ranking.scoring import score_rows
 from serving.errors import InvalidArgument
 from serving.publish import versions
-from serving.rest import RestClient
-from serving.rpc import GrpcClient
+from serving.rest import RankClient as RestClient
+from serving.rpc import RankClient as GrpcClient
 from serving.server import Server
 from serving.server.bundle import Bundle
 

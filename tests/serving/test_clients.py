@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from serving.errors import DeadlineExceeded, InvalidArgument, NotFound, ServingError, Unavailable
-from serving.rest import RestClient
-from serving.rpc import GrpcClient
+from serving.rest import RankClient as RestClient
+from serving.rpc import RankClient as GrpcClient
 from serving.server import Server
 from serving.signature import Signature, Tensor, rank_inputs
 

@@ -9,7 +9,7 @@ import pytest
 import urllib3
 
 from serving.errors import InvalidArgument, NotFound, ServingError
-from serving.rest import RestClient
+from serving.rest import RankClient as RestClient
 from serving.server import Server
 
 
@@ -243,7 +243,7 @@ def test_grpc_refusals(server):
 
 
 def test_metadata_over_both_wires(server):
-    from serving.rpc import GrpcClient
+    from serving.rpc import RankClient as GrpcClient
 
     with (
         RestClient(f"http://127.0.0.1:{server.rest_port}", "half_tf2") as rest,
