@@ -1,12 +1,13 @@
 """Other fusion weights for a live version, and nothing else of it: no training, no export, no graph rebuilt."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ranking.errors import UserError
 from ranking.fusion import FusionWeights
 from ranking.golden import FUSION, write_golden_scores
-from serving.publish import MANIFEST, publish, version_hashes, versions
+from serving.publish import MANIFEST, Content, publish, version_content, versions
 
 __all__ = ["apply_weights"]
 
@@ -33,16 +34,16 @@ def apply_weights(models: str | Path, weights: FusionWeights, *, name: str = "se
     """
     base = Path(models) / name
 
-    def build(folder: Path, live: Path | None) -> dict[str, str]:
+    def build(folder: Path, live: Path | None) -> Content:
         if live is None:
             raise _no_version(base)
-        hashes = version_hashes(live)
-        _refuse_others(weights, live, hashes)
+        content = version_content(live)
+        _refuse_others(weights, live, content.hashes)
         shutil.copytree(live, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "variables"))
         _write_variables(live, folder, weights)
         write_golden_scores(folder, weights)
         weights.save(folder / FUSION)
-        return {**hashes, "weights": weights.hash}
+        return Content({**content.hashes, "weights": weights.hash}, content.facts)
 
     if not versions(base):  # before `publish` makes the folder
         raise _no_version(base)
@@ -53,7 +54,7 @@ def _no_version(base: Path) -> UserError:
     return UserError(f"{base} should hold a published version: seedrank export --models {base.parent}. Received: none.")
 
 
-def _refuse_others(weights: FusionWeights, live: Path, hashes: dict[str, str]) -> None:
+def _refuse_others(weights: FusionWeights, live: Path, hashes: Mapping[str, str]) -> None:
     old = FusionWeights.load(live / FUSION)
     if "parameters" not in hashes:
         raise UserError(f"{live} does not say what it is made of: publish it again with `seedrank export`.")

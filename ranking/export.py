@@ -21,7 +21,7 @@ from ranking.golden import FUSION, golden_requests, raw_ids, write_golden_scores
 from ranking.run import Run, state_arrays
 from ranking.state import State
 from ranking.statistics import combine
-from serving.publish import publish, write_golden
+from serving.publish import Content, publish, write_golden
 
 __all__ = ["MAX_CANDIDATES", "ServedRanker", "export_run"]
 
@@ -306,16 +306,17 @@ def export_run(run: Run, models: str | Path, *, name: str = "seedrank", weights:
         run = dataclasses.replace(run, weights=weights)
     base = Path(models) / name
 
-    def build(folder: Path, _: Path | None) -> dict[str, str]:
+    def build(folder: Path, _: Path | None) -> Content:
         served = ServedRanker(run)
         tf.saved_model.save(served, str(folder), signatures=served.signatures())
         write_golden(folder, golden_requests(run))
         write_golden_scores(folder, run.weights)
         run.weights.save(folder / FUSION)
-        return {
+        hashes = {
             "parameters": run.info["parameters_hash"],
             "weights": run.weights.hash,
             "tables": _tables_hash(run.state),
         }
+        return Content(hashes)
 
     return base / str(publish(base, build))

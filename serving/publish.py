@@ -1,8 +1,8 @@
 """Versions appear whole or not at all: temporary folder, verify, fsync, rename."""
 
 import contextlib
+import datetime
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -16,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ServingError
+from serving.manifest import MANIFEST, Content, complete, version_content, version_hashes, write_manifest
 
-__all__ = ["GOLDEN", "MANIFEST", "publish", "version_hashes", "versions", "write_golden"]
+__all__ = [
+    "GOLDEN",
+    "MANIFEST",
+    "Content",
+    "complete",
+    "publish",
+    "version_content",
+    "version_hashes",
+    "versions",
+    "write_golden",
+]
 
 GOLDEN = "assets.extra/golden.json"
-MANIFEST = "manifest.json"
 LEASE = ".lease"
 VERIFY_SECONDS = 600
 
@@ -41,15 +51,6 @@ def version_folders(base_path: Path) -> dict[int, Path]:
     except FileNotFoundError:
         return {}
     return {int(name): base_path / name for name in names if re.fullmatch(r"[0-9]+", name) and int(name) < 1 << 63}
-
-
-def version_hashes(folder: str | Path) -> dict[str, str]:
-    """What a version says it is made of: name -> hash, as its publisher gave them; empty where it gave none."""
-    try:
-        content = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-        return {str(name): str(digest) for name, digest in content["hashes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *, tolerance: float = 1e-5) -> Path:
@@ -94,7 +95,7 @@ def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
 
 def publish(
     base_path: str | Path,
-    build: Callable[[Path, Path | None], Mapping[str, str] | None],
+    build: Callable[[Path, Path | None], Content | None],
     *,
     keep: int = 3,
     verify: bool = True,
@@ -111,7 +112,7 @@ def publish(
     Args:
         base_path: str or Path. The model's folder; made if missing. One publisher at a time: a second one waits.
         build: callable. Given the temporary folder and the folder of the newest version, `None` where there is none. It
-            may return what the version is made of, name -> hash; the manifest keeps them and a server tells them.
+            may return what the version is made of; the manifest keeps it and a server tells its hashes.
         keep: int. Newest versions that stay, this one included. Defaults to `3`.
         verify: bool. Whether to load and replay in a fresh process. Defaults to `True`.
 
@@ -132,7 +133,7 @@ def publish(
         temporary.mkdir()
         try:
             found = version_folders(base)
-            hashes = build(temporary, found[max(found)] if found else None)
+            content = build(temporary, found[max(found)] if found else None)
             if not (temporary / "saved_model.pb").is_file():
                 raise ServingError(
                     f"`build` should write a SavedModel into the folder it is given. Received: {build!r}."
@@ -140,7 +141,8 @@ def publish(
             if verify:
                 _verify(temporary)
             version = max(int(time.time() * 1000), *(last + 1 for last in versions(base)), 0)
-            _write_manifest(temporary, version, dict(hashes or {}))
+            published_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            write_manifest(temporary, version, published_at, content or Content())
             _sync(temporary)
             os.rename(temporary, base / str(version))
             _fsync(base)
@@ -170,17 +172,6 @@ def _verify(directory: Path) -> None:
     if done.returncode:
         said = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()
         raise ServingError(f"not published: {said[-1]}")
-
-
-def _write_manifest(directory: Path, version: int, hashes: dict[str, str]) -> None:
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    content = {"version": version, "hashes": hashes, "files": files}
-    (directory / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _sync(directory: Path) -> None:

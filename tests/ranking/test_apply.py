@@ -22,7 +22,7 @@ from ranking.fusion_layer import ServedFusion
 from ranking.golden import FUSION, write_golden_scores
 from serving import publish as publishing
 from serving.errors import ServingError
-from serving.publish import publish, version_hashes, versions, write_golden
+from serving.publish import Content, publish, version_content, version_hashes, versions, write_golden
 from serving.server.bundle import Bundle
 from serving.verify import verify
 
@@ -84,7 +84,7 @@ def export(models, weights=PRODUCTION, *, segmented=False, tables="t", verified=
         write_golden(folder, [request])
         write_golden_scores(folder, weights)
         weights.save(folder / FUSION)
-        return {"parameters": weights.parameters_hash, "weights": weights.hash, "tables": tables}
+        return Content({"parameters": weights.parameters_hash, "weights": weights.hash, "tables": tables})
 
     return models / "seedrank" / str(publish(models / "seedrank", build, verify=verified))
 
@@ -171,7 +171,7 @@ def test_rollback_is_the_old_content_under_a_higher_number(tmp_path, unverified)
     def old_content(folder, newest):
         assert newest == applied
         shutil.copytree(live, folder, dirs_exist_ok=True)
-        return version_hashes(live)
+        return version_content(live)
 
     back = tmp_path / "seedrank" / str(publish(tmp_path / "seedrank", old_content))
     assert int(back.name) > int(applied.name) and version_hashes(back) == version_hashes(live)
@@ -275,7 +275,7 @@ def heard(process, word):
 def new_tables(folder, live):
     """What a refresh is: the live version with other tables."""
     shutil.copytree(live, folder, dirs_exist_ok=True)
-    return {**version_hashes(live), "tables": version_hashes(live)["tables"] + "+"}
+    return Content({**version_hashes(live), "tables": version_hashes(live)["tables"] + "+"})
 
 
 def has_both(models):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.errors import ServingError
-from serving.publish import publish, version_hashes, versions, write_golden
+from serving.publish import Content, publish, version_content, version_hashes, versions, write_golden
 from serving.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,16 +133,17 @@ def test_build_is_given_the_newest_version(tmp_path):
     assert seen == [None, tmp_path / str(first), tmp_path / str(second)]
 
 
-def test_hashes_that_build_returns_are_kept(tmp_path):
+def test_what_build_returns_is_kept(tmp_path):
     def hashed(folder, live):
         build(folder, live)
-        return {"weights": "abc"}
+        return Content({"weights": "abc"}, {"seed_watermark": 3})
 
     first, second = publish(tmp_path, hashed, verify=False), publish(tmp_path, build, verify=False)
     assert version_hashes(tmp_path / str(first)) == {"weights": "abc"}
     assert version_hashes(tmp_path / str(second)) == version_hashes(tmp_path / "absent") == {}
+    assert version_content(tmp_path / str(first)) == Content({"weights": "abc"}, {"seed_watermark": 3})
     (tmp_path / str(first) / "manifest.json").write_text("[half")
-    assert version_hashes(tmp_path / str(first)) == {}
+    assert version_content(tmp_path / str(first)) == Content()
 
 
 COUNTING = """
