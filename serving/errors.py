@@ -5,10 +5,14 @@ __all__ = [
     "HTTP_STATUS",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "Internal",
     "InvalidArgument",
     "NotFound",
+    "PermissionDenied",
     "RequestError",
+    "ResourceExhausted",
     "ServingError",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "request_error",
@@ -92,6 +96,30 @@ class Unimplemented(RequestError):
     code = "UNIMPLEMENTED"
 
 
+class ResourceExhausted(RequestError):
+    """The server has more work than it takes, or the message is larger than it reads: not tried again at once."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Unauthenticated(RequestError):
+    """Who asks is not known: a gateway before the server wants a token or certificate."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(RequestError):
+    """Who asks is known and may not."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Internal(RequestError):
+    """The server failed: its log says why."""
+
+    code = "INTERNAL"
+
+
 class Unavailable(RequestError):
     """The server cannot be reached, or is not ready: worth trying again."""
 
@@ -100,7 +128,18 @@ class Unavailable(RequestError):
 
 _CLASSES = {
     kind.code: kind
-    for kind in (InvalidArgument, NotFound, FailedPrecondition, DeadlineExceeded, Unimplemented, Unavailable)
+    for kind in (
+        InvalidArgument,
+        NotFound,
+        FailedPrecondition,
+        DeadlineExceeded,
+        Unimplemented,
+        Unavailable,
+        ResourceExhausted,
+        Unauthenticated,
+        PermissionDenied,
+        Internal,
+    )  # fmt: skip
 }
 
 
