@@ -20,6 +20,7 @@ WARMUP = "assets.extra/tf_serving_warmup_requests"
 MAX_RECORDS = 1000
 _HEADER = struct.Struct("<QI")  # length, masked crc of the length
 _FOOTER = struct.Struct("<I")  # masked crc of the content
+_SHORT = "' failed with Read less bytes than requested"  # the apostrophe is TensorFlow's
 
 
 def write_warmup(directory: str | Path, requests: Sequence[Mapping[str, Any]], *, model: str = "seedrank") -> Path:
@@ -107,18 +108,18 @@ def _records(content: bytes) -> Iterator[bytes]:
     place = 0
     while place < len(content):
         header = content[place : place + _HEADER.size]
-        if len(header) < _HEADER.size:
-            raise _corrupt(f"truncated record at {place}")
+        if len(header) < _HEADER.size:  # TensorFlow takes such a rest for the end
+            raise _corrupt(f"truncated record at {place}{_SHORT}")
         length, checksum = _HEADER.unpack(header)
         if checksum != _masked_crc(header[:8]):
-            raise _corrupt(f"corrupted record at {place} (Is this even a TFRecord file?)")
+            raise _corrupt(f"corrupted record at {place}{'' if place else ' (Is this even a TFRecord file?)'}")
         start = place + _HEADER.size
         end = start + length
         if end + _FOOTER.size > len(content):
-            raise _corrupt(f"truncated record at {place}")
+            raise _corrupt(f"truncated record at {place}{_SHORT}")
         record = content[start:end]
         if _FOOTER.unpack_from(content, end)[0] != _masked_crc(record):
-            raise _corrupt(f"corrupted record at {start} (Is this even a TFRecord file?)")
+            raise _corrupt(f"corrupted record at {start}")
         yield record
         place = end + _FOOTER.size
 

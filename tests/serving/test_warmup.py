@@ -114,9 +114,18 @@ def test_a_file_that_is_no_tfrecord(tmp_path):
 @pytest.mark.parametrize("cut", [1, 4, 5, 20])
 def test_a_truncated_file(tmp_path, cut):
     _file(tmp_path, warmup._framed(b"0123456789abcdef")[:-cut])
-    with pytest.raises(RequestError, match="truncated record at 0") as caught:
+    with pytest.raises(
+        RequestError, match="truncated record at 0' failed with Read less bytes than requested"
+    ) as caught:
         read_warmup(tmp_path)
     assert caught.value.code == "DATA_LOSS"
+
+
+def test_a_later_record_that_is_corrupt():
+    first, second = warmup._framed(b"0123456789"), bytearray(warmup._framed(b"0123456789abcdef"))
+    second[15] ^= 1  # the first has 12 + 10 + 4 = 26 bytes, then come the 12 of the second's header
+    with pytest.raises(RequestError, match=r"^corrupted record at 38\. Please verify"):
+        list(warmup._records(first + bytes(second)))
 
 
 def test_records_that_are_none(tmp_path):
