@@ -9,7 +9,7 @@ from keras import ops
 from esmm.architecture import Architecture
 from esmm.dropout import ByteDropout
 
-__all__ = ["GatedExperts", "Hierarchy", "SharedBottom", "sharing_layer"]
+__all__ = ["GatedExperts", "Hierarchy", "SharedBottom", "mixed", "sharing_layer"]
 
 
 def _hidden(units: int, dropout: float, policy: Any) -> list[keras.layers.Layer]:
@@ -123,8 +123,7 @@ class GatedExperts(keras.layers.Layer):
         for task, gate in enumerate(self.gates):
             own = ops.split(self.own[task](x), self.private, axis=1) if self.private else []
             weights = gate(x)  # [B, experts + private]
-            mixed = sum(weights[:, e : e + 1] * expert for e, expert in enumerate([*shared, *own]))  # [B, units]
-            mixtures.append(self.drop(mixed, training=training))
+            mixtures.append(self.drop(mixed([*shared, *own], weights), training=training))
         return mixtures
 
     def freeze(self, task: int) -> None:
@@ -206,6 +205,11 @@ def sharing_layer(architecture: Architecture, tasks: int, policy: Any) -> tuple[
         return SharedBottom(tasks, widths[0], **named), widths[1:]
     private = 1 if architecture.sharing == "shared_private" else 0
     return GatedExperts(tasks, widths[0], architecture.experts, private=private, **named), widths[1:]
+
+
+def mixed(experts: Sequence[Any], weights: Any) -> Any:
+    """The experts' outputs, each `[B, units]`, weighed by `weights` `[B, experts]`: `[B, units]`."""
+    return sum(weights[:, e : e + 1] * expert for e, expert in enumerate(experts))
 
 
 def _check(tasks: int, *units: int) -> None:
