@@ -4,101 +4,84 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from types import TracebackType
 
 from serving.errors import DeadlineExceeded, RequestError, ServingError, Unavailable
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Place"]
 
-QUEUE_PER_THREAD = 16
-
-
-class _Waiting(NamedTuple):
-    future: "Future[Any]"
-    work: Callable[[], Any]
-    deadline: float | None
+QUEUE_PER_CORE = 16
 
 
 class Admission:
-    """A fixed number of threads that work, and a short queue before them.
+    """A fixed number of requests that are worked on, and a short queue before them.
 
     Under more load than the machine carries, a request that waits long is of no use to who sent it, and the work on it
     is lost to the others. So the queue is short, what does not fit into it is refused at once (RESOURCE_EXHAUSTED),
     and what waited beyond its deadline, or was cancelled, is never started.
 
     Both transports share one: it belongs to the machine. A transport calls `check` when a request's headers are there,
-    which costs nothing, and `submit` when the whole request is. To end well: `drain`, then stop the transports, then
-    `close`.
+    which costs nothing, and `enter` when the whole request is, so that a slow sender holds no place. To end well:
+    `drain`, then stop the transports, then `close`.
 
     Args:
-        limit: int. Requests worked on at the same time, each in a thread. Defaults to the number of cores.
-        queue: int. Requests that may wait. Defaults to 16 a thread.
+        limit: int. Requests worked on at the same time. Defaults to the number of cores.
+        queue: int. Requests that may wait. Defaults to 16 a core.
 
     Example:
-        admission = Admission()
-        answer = admission.submit(work, deadline=time.monotonic() + 0.1).result()
+        place = admission.enter(deadline=time.monotonic() + 0.1)
+        with place:  # waits its turn
+            answer = work()
     """
 
     def __init__(self, limit: int | None = None, queue: int | None = None) -> None:
         self.limit = (os.cpu_count() or 1) if limit is None else limit
-        self.queue = QUEUE_PER_THREAD * self.limit if queue is None else queue
+        self.queue = QUEUE_PER_CORE * self.limit if queue is None else queue
         if self.limit < 1:
             raise ServingError(f"`limit` should be a positive integer. Received: limit={limit}.")
         if self.queue < 0:
             raise ServingError(f"`queue` should not be negative. Received: queue={queue}.")
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Place] = deque()
         self._running = 0
         self._draining = self._closed = False
-        lock = threading.Lock()
-        self._arrived, self._ended = threading.Condition(lock), threading.Condition(lock)
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"serving-work-{number}", daemon=True)
-            for number in range(self.limit)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
 
     def check(self) -> None:
-        """Refuses where `submit` would, before anything is read of the request.
+        """Refuses where `enter` would, before anything is read of the request.
 
         Raises:
             RequestError: RESOURCE_EXHAUSTED with a full queue, UNAVAILABLE while draining.
         """
         if self._draining:
             raise Unavailable("The server is shutting down.")
-        if len(self._waiting) >= self.queue and self._running >= self.limit:
+        if self._running >= self.limit and len(self._waiting) >= self.queue:
             raise _exhausted(self.queue)
 
-    def submit(self, work: Callable[[], Any], deadline: float | None = None) -> "Future[Any]":
-        """Has `work` done in one of the threads; cancelling the future while it waits frees its place.
+    def enter(self, deadline: float | None = None) -> "Place":
+        """Takes a place, without waiting for its turn.
 
         While draining this still accepts: such a request passed `check` before.
 
         Args:
-            work: callable. Called without arguments.
             deadline: float. In the seconds of `time.monotonic`; waiting beyond it ends with DEADLINE_EXCEEDED.
                 Defaults to none.
 
         Raises:
             RequestError: RESOURCE_EXHAUSTED with a full queue, UNAVAILABLE once closed.
         """
-        entry = _Waiting(Future(), work, deadline)
-        late: list[_Waiting] = []
-        with self._arrived:
+        with self._lock:
             if self._closed:
                 raise Unavailable("The server is shutting down.")
-            if len(self._waiting) >= self.queue + self.limit - self._running:
-                late = self._take_late()
-                if len(self._waiting) >= self.queue + self.limit - self._running:
-                    raise _exhausted(self.queue)
-            self._waiting.append(entry)
-            self._arrived.notify()
-        for missed in late:
-            _expire(missed)
-        entry.future.add_done_callback(lambda future: self._forget(entry) if future.cancelled() else None)
-        return entry.future
+            place = Place(self, deadline)
+            if self._running < self.limit:
+                self._running += 1
+                place._turn.release()
+            elif len(self._waiting) < self.queue:
+                self._waiting.append(place)
+            else:
+                raise _exhausted(self.queue)
+        return place
 
     def drain(self, seconds: float) -> bool:
         """Makes `check` refuse everything new and waits for what there is; whether all of it ended in time."""
@@ -107,63 +90,72 @@ class Admission:
             return self._ended.wait_for(lambda: not self._waiting and not self._running, timeout=seconds)
 
     def close(self) -> None:
-        """Refuses everything, cancels what waits and ends the threads once they are done. May be called twice."""
-        with self._arrived:
+        """Refuses everything, what waits included. May be called twice."""
+        with self._lock:
             self._draining = self._closed = True
-            left = list(self._waiting)
+            for place in self._waiting:
+                place._left = True
+                place._turn.release()
             self._waiting.clear()
-            self._arrived.notify_all()
-        for entry in left:
-            if entry.future.set_running_or_notify_cancel():
-                entry.future.set_exception(Unavailable("The server is shutting down."))
-        for thread in self._threads:
-            thread.join()
 
-    def _take_late(self) -> list[_Waiting]:
-        now = time.monotonic()
-        late = [entry for entry in self._waiting if entry.deadline is not None and entry.deadline <= now]
-        for entry in late:
-            self._waiting.remove(entry)
-        return late
-
-    def _forget(self, entry: _Waiting) -> None:
-        with self._ended:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                self._ended.notify_all()
-
-    def _serve(self) -> None:
-        while True:
-            with self._arrived:
-                self._arrived.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                entry = self._waiting.popleft()
-                self._running += 1
-            try:
-                _run(entry)
-            finally:
-                del entry  # and the request it holds, while the thread waits for the next
-                with self._ended:
-                    self._running -= 1
-                    self._ended.notify_all()
-
-
-def _run(entry: _Waiting) -> None:
-    if entry.deadline is not None and entry.deadline <= time.monotonic():
-        _expire(entry)
-    elif entry.future.set_running_or_notify_cancel():
-        try:
-            result = entry.work()
-        except BaseException as error:  # whatever it is belongs to who waits for the result
-            entry.future.set_exception(error)
+    def _give_back(self) -> None:
+        """One that was worked on is done: the next may start. The lock is held."""
+        if self._waiting:
+            self._waiting.popleft()._turn.release()
         else:
-            entry.future.set_result(result)
+            self._running -= 1
+            self._ended.notify_all()
 
 
-def _expire(entry: _Waiting) -> None:
-    if entry.future.set_running_or_notify_cancel():
-        entry.future.set_exception(DeadlineExceeded("The deadline passed while the request waited."))
+class Place:
+    """One request's place; a context manager whose body is the work.
+
+    Entering it waits for the turn, and raises RequestError: DEADLINE_EXCEEDED when that came too late, CANCELLED after
+    `leave`. Made by `Admission.enter`.
+    """
+
+    def __init__(self, admission: Admission, deadline: float | None) -> None:
+        self._admission = admission
+        self._deadline = deadline
+        self._turn = threading.Lock()  # held until it is this one's turn
+        self._turn.acquire()
+        self._begun = self._left = False
+
+    def leave(self) -> None:
+        """Gives the place up, from any thread; does nothing once the work has begun."""
+        admission = self._admission
+        with admission._lock:
+            if self._begun or self._left:
+                return
+            self._left = True
+            if self in admission._waiting:
+                admission._waiting.remove(self)
+                self._turn.release()
+            else:
+                admission._give_back()
+
+    def __enter__(self) -> "Place":
+        if self._deadline is None:
+            self._turn.acquire()
+        elif not self._turn.acquire(timeout=min(max(self._deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)):
+            self.leave()
+            raise DeadlineExceeded("The deadline passed while the request waited.")
+        with self._admission._lock:
+            if self._left and self._admission._closed:
+                raise Unavailable("The server is shutting down.")
+            if self._left:
+                raise RequestError("The request was given up while it waited.", "CANCELLED")
+            self._begun = True
+            if self._deadline is None or time.monotonic() < self._deadline:
+                return self
+            self._admission._give_back()
+        raise DeadlineExceeded("The deadline passed while the request waited.")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._admission._lock:
+            self._admission._give_back()
 
 
 def _exhausted(queue: int) -> RequestError:
