@@ -64,12 +64,11 @@ class SplitNetwork(tf.Module):
             state: State. Of the run's models and vocabularies.
 
         Returns:
-            `centroids`, `centroid_bias` (see `SplitSimilarity`), `has_similarity` [items + 1], and `first`
-            [items + 1, columns], the static features' share of the first layers; where it were larger than SHARE_BYTES
-            for the items of the run, the features themselves.
+            `centroids`, `centroid_bias` (see `SplitSimilarity`), and `first` [items + 1, columns], the static features'
+            share of the first layers; where it were larger than SHARE_BYTES for the items of the run, the features
+            themselves.
         """
         arrays = self.similarity.arrays(state.centroids, state.centroid_counts)
-        arrays["has_similarity"] = np.asarray((state.centroid_counts > 0).any(axis=1), np.float32)
         features = {name: state.items[name] for name in self._item_names}
         if not self.item_precomputed:
             return arrays | features
@@ -110,17 +109,17 @@ class SplitNetwork(tf.Module):
             rows: int32 `[N]`. The candidates' rows of the tables.
             tables: dict of variables, of `item_arrays`.
             extra: dict of tensors, `[1, ...]` known when traced or `[N, ...]`: encoded context, the items' and cross
-                statistics (scaled), `log_seed_count` (scaled).
+                statistics (scaled), `has_similarity`, `log_seed_count` (scaled).
 
         Returns:
             `similarity`, `pctr`, `pcvr`, `pctcvr`: float32 `[N]`. A similarity is the frozen mean where an item has
             none.
         """
         item = {name: tf.gather(tables[name], rows) for name in tables}
-        has = item["has_similarity"]
+        has = extra["has_similarity"]
         similarity = self.similarity(user, item)
         scaled = has * (similarity - self.similarity_mean) / self.similarity_sd
-        arrays = {**extra, "similarity": scaled, "has_similarity": has}
+        arrays = {**extra, "similarity": scaled}
         first = user["first"] + (item["first"] if self.item_precomputed else self._item_share(item))
         for name in ("context", "candidate"):
             if name in self.shares:
