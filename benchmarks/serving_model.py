@@ -1,0 +1,336 @@
+"""The network that serving is measured with, exported as it is served and plainly, and what its arithmetic must take.
+
+python benchmarks/serving_model.py [--items 10000] [--users 100000] [--threads 1] [--rounds 15] [--sharing embedding]
+
+Random weights, no training: ESMM towers of 360-200-80, embeddings of 18, 30 feature fields, k = 20 centroids of 64 an
+item. `split` is what `seedrank export` publishes; `plain` has the same look-ups, tables and signatures around the
+ranker as Keras has it, where every row brings all of its user along. The floor is the matrix products of the split
+network at the rate of one matrix product of each of its shapes, measured in this run, and the bytes that it must read
+at the measured rate of a copy. All run one after the other, in rounds, in one process; CPU seconds are those of the
+process, so that a busy machine changes them little.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+CANDIDATES = (1000, 5000)
+TOWERS, DIM, K, HIDDEN, VECTOR = (360, 200, 80), 18, 20, 64, 128
+STATISTICS, CROSSES = 5, 2  # of items, and of items and the user or the context: what enters a candidate
+DATASET = """
+schema_version = 1
+[ids]
+user = "int64"
+item = "int64"
+[windows]
+train = ["2025-03-01", "2025-03-02"]
+[features.user]
+age = { kind = "categorical" }
+city = { kind = "categorical" }
+gender = { kind = "categorical" }
+device = { kind = "categorical" }
+interests = { kind = "multi" }
+activity = { kind = "numeric" }
+income = { kind = "numeric" }
+[features.item]
+category = { kind = "categorical" }
+author = { kind = "categorical" }
+brand = { kind = "categorical" }
+tags = { kind = "multi" }
+rating = { kind = "numeric" }
+price = { kind = "numeric" }
+[features.context]
+tab = { kind = "categorical" }
+hour = { kind = "categorical" }
+network = { kind = "categorical" }
+[features.behavior]
+clicked = { vocabulary = "item", keep = 50 }
+searched = { vocabulary = "own", keep = 20 }
+[features.statistic]
+item_ctr = { key = ["item_id"], event = "click" }
+item_cvr = { key = ["item_id"], event = "conversion", per = "click" }
+category_ctr = { key = ["category"], event = "click" }
+author_ctr = { key = ["author"], event = "click" }
+brand_ctr = { key = ["brand"], event = "click" }
+item_tab_ctr = { key = ["item_id", "tab"], event = "click" }
+user_category_ctr = { key = ["user_id", "category"], event = "click" }
+[state]
+k = 20
+"""
+SIZES = {
+    "user_age": 10, "user_city": 300, "user_gender": 3, "user_device": 50, "user_interests": 200,
+    "item_category": 100, "item_author": 3000, "item_brand": 500, "item_tags": 2000,
+    "context_tab": 8, "context_hour": 24, "context_network": 4, "behavior_searched": 5000,
+}  # fmt: skip
+MULTI = {"user_interests": 5, "item_tags": 6, "behavior_clicked": 50, "behavior_searched": 20}
+
+
+def random_run(items: int = 10_000, users: int = 100_000, *, sharing: str = "embedding") -> Any:
+    """A run with random weights; 28 inputs of ESMM and the user's vector and the item's centroids make 30 fields."""
+    from esmm import Architecture, Calibration, build_esmm
+    from esmm.monotone import MonotoneMap
+    from lookalike.representation import UserRepresentation, user_inputs
+    from lookalike.similarity import LookalikeModel
+    from ranking.data.schema import parse_schema
+    from ranking.features import Encoder, Vocabulary
+    from ranking.fusion import FusionWeights
+    from ranking.model import esmm_features, representation_fields
+    from ranking.run import Run, Scales
+
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    schema = parse_schema(DATASET)
+    vocabularies = {"user_id": Vocabulary(pd.RangeIndex(users)), "item": Vocabulary(pd.RangeIndex(items))}
+    for name, size in SIZES.items():
+        vocabularies[name] = Vocabulary(pd.Index([f"v{number}" for number in range(size)]))
+    numeric = ("user_activity", "user_income", "item_rating", "item_price")
+    encoder = Encoder(vocabularies, {name: (0.0, 1.0, 0.5) for name in numeric}, 0)
+    fields = representation_fields(schema, encoder)
+    inputs = user_inputs(fields)
+    representation = keras.Model(inputs, UserRepresentation(fields, dim=VECTOR)(inputs))
+    lookalike = LookalikeModel(VECTOR, HIDDEN)
+    lookalike.build()
+    esmm = build_esmm(esmm_features(schema, encoder), Architecture(sharing, DIM, TOWERS), base_rates=(0.08, 0.15))
+    for variable in esmm.trainable_variables:  # the zeros too: a bias, the wide part
+        variable.assign_add(0.02 * keras.random.normal(variable.shape, seed=1))
+    knots = np.linspace(-6, 3, 9)
+    calibration = Calibration(*(MonotoneMap(tuple(knots), tuple(a + knots + 0.1 * np.sin(knots))) for a in (0.1, -0.1)))
+    statistics = {f"statistic_{statistic.name}": ([0.5, -2.0], [0.5, 0.5]) for statistic in schema.statistics}
+    parts = {"similarity": 0.0, "pctr": -2.5, "pcvr": -1.9, "price": 3.0}
+    weights = {"similarity": 0.2, "pctr": 1.0, "pcvr": 0.6, "price": 0.3}
+    return Run(
+        path=None,
+        schema=schema,
+        info={"parameters_hash": "", "embedding_space": "random"},
+        lookalike_encoder=encoder,
+        encoder=encoder,
+        representation=representation,
+        lookalike=lookalike,
+        models={"seedrank": [esmm]},
+        calibrations={"seedrank": [calibration]},
+        scales=Scales(statistics, (0.3, 0.2), (3.0, 1.5)),
+        state=_state(items, users, vocabularies, lookalike, generator),
+        weights=FusionWeights("product", weights, parts, dict.fromkeys(parts, 0.5)),
+        impressions=np.zeros(items, np.int64),
+    )
+
+
+def _state(items: int, users: int, vocabularies: dict[str, Any], lookalike: Any, generator: np.random.Generator) -> Any:
+    """What is known of random users and items; every item has 20 centroids of users who resemble one another."""
+    from ranking.state import State
+    from ranking.statistics import StatisticTable
+
+    def features(side: str, rows: int) -> dict[str, np.ndarray]:
+        found = {f"{side}_id": np.append(np.arange(2, rows + 2), 1).astype(np.int32)}
+        for name in (*SIZES, "behavior_clicked"):
+            if name.startswith(side) or (side == "user" and name.startswith("behavior")):
+                size = vocabularies["item" if name == "behavior_clicked" else name].size
+                shape = (rows + 1, MULTI[name]) if name in MULTI else (rows + 1,)
+                found[name] = generator.integers(0 if name in MULTI else 1, size, shape, dtype=np.int32)
+        for name in {"user": ("activity", "income"), "item": ("rating", "price")}[side]:
+            found[f"{side}_{name}"] = generator.random(rows + 1, np.float32)
+        return found
+
+    of_users, of_items = features("user", users), features("item", items)
+
+    def values(rows: int) -> np.ndarray:
+        return generator.normal([0.5, -2.0], [0.3, 0.5], (rows, 2)).astype(np.float32)
+
+    names = ("item_ctr", "item_cvr", "category_ctr", "author_ctr", "brand_ctr")
+    statistics = {name: StatisticTable("item", values(items + 1)) for name in names}
+    for name, columns in {
+        "item_tab_ctr": (("item_row", items + 1), ("context_tab", SIZES["context_tab"] + 2)),
+        "user_category_ctr": (("user_row", users + 1), ("item_category", SIZES["item_category"] + 2)),
+    }.items():
+        codes = np.unique(generator.integers(0, columns[0][1] * columns[1][1], 500_000))
+        statistics[name] = StatisticTable("cross", values(len(codes) + 1), columns, codes)
+    vectors = generator.normal(size=(users + 1, VECTOR)).astype(np.float32)
+    tastes = np.asarray(lookalike.transform(generator.normal(size=(items + 1, VECTOR)).astype(np.float32)))
+    spread = generator.normal(0, 0.5, (items + 1, K, HIDDEN)).astype(np.float32)
+    counts = generator.integers(1, 200, (items + 1, K))
+    counts[generator.random(items + 1) < 0.1, K // 2 :] = 0  # fewer seeds than centroids
+    counts[-1] = 0
+    return State(
+        tick=1_740_787_200_000,
+        user_ids=pd.RangeIndex(users),
+        item_ids=pd.RangeIndex(items),
+        users=of_users,
+        items=of_items,
+        user_vectors=vectors,
+        centroids=np.where(counts[..., None] > 0, tastes[:, None] + spread, 0).astype(np.float32),
+        centroid_counts=counts,
+        seed_counts=counts.sum(axis=1),
+        prices=np.append(generator.lognormal(3, 1, items), np.nan).astype(np.float32),
+        statistics=statistics,
+    )
+
+
+def make_models(
+    folder: str | Path, *, items: int = 10_000, users: int = 100_000, sharing: str = "embedding"
+) -> dict[str, Path]:
+    """Exports the network twice: `split`, as it is served, and `plain`; name -> SavedModel folder."""
+    from ranking.exported import ranker
+
+    run, found = random_run(items, users, sharing=sharing), {}
+    for name, network in (("split", ranker.SplitNetwork), ("plain", PlainNetwork)):
+        with mock.patch.object(ranker, "SplitNetwork", network):
+            served = ranker.ServedRanker(run)
+        found[name] = Path(folder) / name
+        tf.saved_model.save(served, str(found[name]), signatures=served.signatures())
+    return found
+
+
+class PlainNetwork(tf.Module):
+    """The interface of `SplitNetwork` around the ranker as Keras has it: every row brings all of its user along."""
+
+    def __init__(self, run: Any, **_: Any) -> None:
+        super().__init__()
+        ranker = run.ranker()
+        self.parameters = [variable.value for variable in (*ranker.variables, *run.representation.variables)]
+        self._call, self.represent = lambda arrays: ranker(arrays), lambda user: run.representation(user)
+        self._inputs = {tensor.name: tensor.shape[1:] for tensor in ranker.inputs}
+
+    def item_arrays(self, state: Any) -> dict[str, np.ndarray]:
+        """The features as they are."""
+        counts = state.centroid_counts.astype(np.float32)
+        return {**state.items, "centroids": state.centroids, "centroid_counts": counts}
+
+    def user_arrays(self, state: Any) -> dict[str, np.ndarray]:
+        """As in `SplitNetwork`."""
+        return {"user_vector": state.user_vectors}
+
+    def of_user(self, user: Any) -> Any:
+        """Nothing is done once."""
+        return user
+
+    def __call__(self, user: Any, rows: Any, tables: Any, extra: Any) -> Any:
+        """similarity, pctr, pcvr and pctcvr, `[N]`."""
+        arrays = {**user, **extra, **{name: tf.gather(table, rows) for name, table in tables.items()}}
+        arrays["price"] = tf.zeros([1])  # of the score alone, which is not fetched and so never computed
+        n = tf.shape(rows)
+        for name in self._inputs:
+            if arrays[name].shape[0] == 1:
+                arrays[name] = tf.tile(arrays[name], tf.concat([n, [1] * (arrays[name].shape.rank - 1)], 0))
+        found = self._call({name: arrays[name] for name in self._inputs})
+        return {name: found[name] for name in ("similarity", "pctr", "pcvr", "pctcvr")}
+
+
+def request(candidates: int, number: int = 0, *, items: int = 10_000, users: int = 100_000) -> dict[str, np.ndarray]:
+    """The inputs of signature `rank` for one user and random items."""
+    generator = np.random.default_rng(number)
+    return {
+        "user_id": generator.integers(0, users, 1),
+        "item_id": generator.choice(items, candidates, replace=candidates > items),
+        **{name: np.array([f"v{number % 4}"], object) for name in ("tab", "hour", "network")},
+        "price": np.full(candidates, np.nan, np.float32),
+    }
+
+
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """CPU seconds of one call, of all threads of the process."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def floor_seconds(candidates: int, *, rounds: int = 15) -> dict[str, float]:
+    """What the arithmetic of one request must take: CPU seconds of its products, and of reading its rows.
+
+    Counted for the split network with towers of its own a task: per candidate 2 FLOP a weight of the layers that are
+    not made ahead, at the rate of one such product in this process; the bytes of the rows of its tables, read once, at
+    the rate of a copy of as many.
+
+    Args:
+        candidates: int. Of the request.
+        rounds: int. The median of so many. Defaults to `15`.
+
+    Returns:
+        `products`, `bytes` and their sum, `total`, in CPU seconds; `flop` and `read`, what was counted, and the rates,
+        `flop_per_second` and `bytes_per_second`.
+    """
+    enters = 2 * (STATISTICS + CROSSES) + 3  # numbers of a candidate: statistics, and the similarity's three
+    shapes = [(enters, 2 * TOWERS[0]), *[(a, b) for a, b in zip(TOWERS, (*TOWERS[1:], 1), strict=True)] * 2]
+    seconds = 0.0
+    generator = np.random.default_rng(0)
+    for a, b in dict.fromkeys(shapes):
+        x, kernel = (tf.constant(generator.random(s, np.float32)) for s in ((candidates, a), (a, b)))
+        product = tf.function(lambda x=x, kernel=kernel: tf.matmul(x, kernel))
+        product()
+        seconds += shapes.count((a, b)) * float(np.median([cpu_seconds(product) for _ in range(rounds)]))
+    flop = 2 * candidates * sum(a * b for a, b in shapes) + 2 * candidates * (K + 1) * HIDDEN * 3
+    read = candidates * 4 * ((K + 1) * HIDDEN + (K + 1) + 2 * TOWERS[0] + 2 + enters)
+    source = np.ones(read, np.uint8)
+    target = np.empty_like(source)
+    copying = float(np.median([cpu_seconds(lambda: np.copyto(target, source)) for _ in range(rounds)])) / 2
+    rate = 2 * candidates * sum(a * b for a, b in shapes) / seconds
+    products = flop / rate
+    return {
+        "products": products,
+        "bytes": copying,
+        "total": products + copying,
+        "flop": float(flop),
+        "read": float(read),
+        "flop_per_second": rate,
+        "bytes_per_second": read / copying,
+    }
+
+
+def main() -> None:
+    """Prints CPU seconds and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=1, help="of one operation; operations run one after another")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--sharing", default="embedding")
+    arguments = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    from serving.server.bundle import Bundle
+
+    sizes = {"items": arguments.items, "users": arguments.users}
+    titles = "candidates", "split, ms", "plain, ms", "plain / split", "floor, ms", "split / floor", "difference"
+    table = Table(*titles)
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = {name: Bundle(path) for name, path in make_models(folder, sharing=arguments.sharing, **sizes).items()}
+        for candidates in CANDIDATES:
+            seconds: dict[str, list[float]] = {name: [] for name in bundles}
+            difference = 0.0
+            for number in range(arguments.rounds + 3):
+                inputs, found = request(candidates, number, **sizes), {}
+                for name, bundle in bundles.items():
+                    start = time.process_time()
+                    found[name] = bundle.predict(inputs, signature="rank")
+                    seconds[name].append(time.process_time() - start)
+                difference = max(
+                    difference,
+                    *(
+                        float(np.abs(found["split"][output] - found["plain"][output]).max())
+                        for output in ("similarity", "pctr", "pcvr", "pctcvr")
+                    ),
+                )
+            split, plain = (np.median(seconds[name][3:]) for name in ("split", "plain"))
+            floor = floor_seconds(candidates, rounds=arguments.rounds)["total"]
+            table.add_row(
+                f"{candidates:,}", f"{1e3 * split:.2f}", f"{1e3 * plain:.2f}", f"{plain / split:.2f}",
+                f"{1e3 * floor:.2f}", f"{split / floor:.2f}", f"{difference:.1e}",
+            )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
