@@ -38,8 +38,9 @@ def decimals(values: np.ndarray) -> list[bytes]:
     fast &= (whole >= 1e8) & (whole < 1e9) & (np.abs(nine - np.floor(nine) - 0.5) > _TIE)
     up, down = _POWERS[np.maximum(5 - power, 0)], _POWERS[np.maximum(power - 5, 0)]
     short = np.rint(wide * up / down)
+    fast &= short < 1e6  # else six digits begin a power higher
     # An integer times or over an exact power of ten is rounded once, as reading the text is.
-    six = ((short * down / up).astype(np.float32) == np.abs(values)) & (short < 1e6)
+    six = (short * down / up).astype(np.float32) == np.abs(values)
     number = np.where(six, short * 1000, whole).astype(np.int64)
     scientific = (power < -4) | (six & (power >= 6))
     # Numbers of one layout together.
