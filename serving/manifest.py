@@ -55,7 +55,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_manifest(folder: Path, version: int, published_at: str, content: Content) -> None:
+def write_manifest(
+    folder: Path, version: int, published_at: str, content: Content, *, rolled_back_to: int | None = None
+) -> None:
     """Writes the manifest of a folder whose files are all there."""
     manifest = {
         "format": FORMAT,
@@ -63,6 +65,7 @@ def write_manifest(folder: Path, version: int, published_at: str, content: Conte
         "published_at": published_at,
         "hashes": dict(content.hashes),
         "facts": dict(content.facts),
+        **({} if rolled_back_to is None else {"rolled_back_to": rolled_back_to}),
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted(folder.rglob("*"))

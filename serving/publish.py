@@ -1,56 +1,42 @@
 """Versions appear whole or not at all: temporary folder, verify, fsync, rename."""
 
-import contextlib
 import datetime
-import fcntl
 import json
+import logging
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from serving.errors import ServingError
+from serving.layout import check_layout, copy_version
+from serving.lease import lease
 from serving.manifest import MANIFEST, Content, complete, version_content, version_hashes, write_manifest
+from serving.pin import Pinned, pin_message, pinned, refuse_pinned
+from serving.retention import check_keep, live_version, retain, version_folders, versions
+from serving.verifier import Verifier
 
 __all__ = [
     "GOLDEN",
     "MANIFEST",
     "Content",
+    "Pinned",
     "complete",
     "publish",
+    "publish_folder",
     "version_content",
+    "version_folders",
     "version_hashes",
     "versions",
     "write_golden",
 ]
 
 GOLDEN = "assets.extra/golden.json"
-LEASE = ".lease"
-VERIFY_SECONDS = 600
-
-
-def versions(base_path: str | Path) -> list[int]:
-    """The published versions under `base_path`, oldest first.
-
-    A version is a folder whose name is a number, as TensorFlow Serving reads it; everything else is ignored.
-    """
-    return sorted(version_folders(Path(base_path)))
-
-
-def version_folders(base_path: Path) -> dict[int, Path]:
-    """Version -> folder ("00000123" is version 123)."""
-    try:
-        with os.scandir(base_path) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
-    except FileNotFoundError:
-        return {}
-    return {int(name): base_path / name for name in names if re.fullmatch(r"[0-9]+", name) and int(name) < 1 << 63}
+_log = logging.getLogger("serving")
+Build = Callable[[Path, Path | None], Content | None]
 
 
 def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *, tolerance: float = 1e-5) -> Path:
@@ -95,14 +81,16 @@ def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
 
 def publish(
     base_path: str | Path,
-    build: Callable[[Path, Path | None], Content | None],
+    build: Build,
     *,
     keep: int = 3,
     verify: bool = True,
+    verifier: Verifier | None = None,
+    when_pinned: str = "go on",
 ) -> int:
     """Publishes what `build` writes as the next version of a model.
 
-    `build` writes a SavedModel into a temporary folder, which a server never loads. A fresh process loads it and
+    `build` writes a SavedModel into a temporary folder, which a server never loads. A process of its own loads it and
     replays its golden requests (`write_golden`); then every file is synced and the folder renamed to its version. A
     crash at any moment leaves the published versions as they were; the next publish removes what was left over.
 
@@ -111,67 +99,88 @@ def publish(
 
     Args:
         base_path: str or Path. The model's folder; made if missing. One publisher at a time: a second one waits.
-        build: callable. Given the temporary folder and the folder of the newest version, `None` where there is none. It
+        build: callable. Given the temporary folder and the folder of the live version, `None` where there is none. It
             may return what the version is made of; the manifest keeps it and a server tells its hashes.
-        keep: int. Newest versions that stay, this one included. Defaults to `3`.
-        verify: bool. Whether to load and replay in a fresh process. Defaults to `True`.
+        keep: int. Newest versions that stay, this one included. Beside them stay those that `models.config` names.
+            Defaults to `3`.
+        verify: bool. Whether to load and replay first. Defaults to `True`.
+        verifier: Verifier or `None`. Defaults to a process started for it.
+        when_pinned: str. `"go on"`: the new version goes live and the pin stays; `"refuse"`: what a refresh says.
+            Defaults to `"go on"`.
 
     Returns:
         The version: milliseconds since 1970, or one more than the last version where that is larger.
 
     Raises:
-        ServingError: `keep` is not positive, nothing was built, or the verification refused it.
+        Pinned: the model was rolled back and `when_pinned` is `"refuse"`.
+        ServingError: an argument is wrong, nothing was built, or the verification refused it.
     """
-    if keep < 1:
-        raise ServingError(f"`keep` should be a positive integer. Received: keep={keep}.")
+    check_keep(keep)
+    if when_pinned not in ("go on", "refuse"):
+        raise ServingError(f"`when_pinned` should be 'go on' or 'refuse'. Received: when_pinned={when_pinned!r}.")
     base = Path(base_path)
     base.mkdir(parents=True, exist_ok=True)
-    with _lease(base):
-        for leftover in base.glob(".tmp-*"):  # the lease is ours, so their publishers are dead
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = base / f".tmp-{uuid.uuid4().hex}"
-        temporary.mkdir()
+    with lease(base):
+        if when_pinned == "refuse":
+            refuse_pinned(base)
+        version = publish_leased(base, build, verify=verify, verifier=verifier)
+        if (pin := pinned(base)) is not None:
+            _log.warning("version %d is live; %s", version, pin_message(base, pin))
         try:
-            found = version_folders(base)
-            content = build(temporary, found[max(found)] if found else None)
-            if not (temporary / "saved_model.pb").is_file():
-                raise ServingError(
-                    f"`build` should write a SavedModel into the folder it is given. Received: {build!r}."
-                )
-            if verify:
-                _verify(temporary)
-            version = max(int(time.time() * 1000), *(last + 1 for last in versions(base)), 0)
-            published_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-            write_manifest(temporary, version, published_at, content or Content())
-            _sync(temporary)
-            os.rename(temporary, base / str(version))
-            _fsync(base)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _retain(base, keep)
+            retain(base, keep)
+        except (ServingError, OSError) as error:  # published it is: older versions that stay are no failure of that
+            _log.warning("older versions stay: %s", error)
     return version
 
 
-@contextlib.contextmanager
-def _lease(base: Path) -> Iterator[None]:
-    """Held by the living publisher only: the kernel releases it when the process dies."""
-    with open(base / LEASE, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def publish_folder(
+    base_path: str | Path, folder: str | Path, *, keep: int = 3, verifier: Verifier | None = None
+) -> int:
+    """Publishes a SavedModel's folder that was made elsewhere, after verification; a version keeps what it is made of.
+
+    Args:
+        base_path: str or Path. The model's folder; made if missing.
+        folder: str or Path. The SavedModel, or a version of another folder of models.
+        keep: int. As for `publish`. Defaults to `3`.
+        verifier: Verifier or `None`. Defaults to a process started for it.
+
+    Returns:
+        The version.
+
+    Raises:
+        ServingError: the folder holds what it should not, is not as its manifest says, or was refused.
+    """
+    check_layout(folder)  # before a folder for the model is made
+    return publish(base_path, lambda target, _: copy_version(Path(folder), target), keep=keep, verifier=verifier)
 
 
-def _verify(directory: Path) -> None:
-    root = str(Path(__file__).resolve().parent.parent)
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "serving.verify", str(directory)]
+def publish_leased(
+    base: Path, build: Build, *, verify: bool, verifier: Verifier | None, rolled_back_to: int | None = None
+) -> int:
+    """`publish` for who holds the lease; removes no version."""
+    for leftover in base.glob(".tmp-*"):  # the lease is ours, so their publishers are dead
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    temporary = base / f".tmp-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=VERIFY_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ServingError(f"not published: no answer from the verification in {VERIFY_SECONDS} seconds.") from error
-    if done.returncode:
-        said = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-        raise ServingError(f"not published: {said[-1]}")
+        found = version_folders(base)
+        live = live_version(base)
+        content = build(temporary, found[live] if live is not None else None)
+        if not (temporary / "saved_model.pb").is_file():
+            raise ServingError(f"`build` should write a SavedModel into the folder it is given. Received: {build!r}.")
+        version = max(int(time.time() * 1000), *(last + 1 for last in found), 0)
+        if version >= 1 << 63:
+            raise ServingError(f"{base} should hold versions below 2^63 - 1. Received: {version - 1}; remove it.")
+        published_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        write_manifest(temporary, version, published_at, content or Content(), rolled_back_to=rolled_back_to)
+        if verify:
+            (verifier or Verifier()).verify(temporary)
+        _sync(temporary)
+        os.rename(temporary, base / str(version))
+        _fsync(base)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return version
 
 
 def _sync(directory: Path) -> None:
@@ -186,11 +195,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _retain(base: Path, keep: int) -> None:
-    folders = version_folders(base)
-    for old in sorted(folders)[:-keep]:
-        doomed = base / f".tmp-{uuid.uuid4().hex}"  # renamed first: a server never sees half a version
-        os.rename(folders[old], doomed)
-        shutil.rmtree(doomed)

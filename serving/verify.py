@@ -1,16 +1,20 @@
-"""Loads a SavedModel and replays its golden requests: `python -m serving.verify DIRECTORY`.
+"""Whether a SavedModel may be published: `python -m serving.verify DIRECTORY`.
 
-`serving.publish` runs it in a fresh process, so that nothing of the training process (custom objects, variables,
+`serving.verifier` runs it in a process of its own, so that nothing of the training process (custom objects, variables,
 lookup tables) can stand in for what is missing from the folder.
 """
 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.allow_list import check_graph
 from serving.errors import ServingError
+from serving.layout import check_layout
+from serving.manifest import version_content
 from serving.publish import GOLDEN
 
 if TYPE_CHECKING:
@@ -18,12 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "verify"]
 
+FACTS = ("embedding_space_id", "seed_watermark", "table_version")  # that an answer tells as well
+
 
 def verify(directory: str | Path) -> int:
-    """Loads `directory` and replays the requests of its `assets.extra/golden.json`, if it has one.
+    """Loads `directory` and replays its warm-up records and the requests of its `assets.extra/golden.json`, if any.
 
-    Refused: what does not load, missing variables, an answer with NaN or infinity, a `score` that is the same for
-    every candidate of a request, and an answer that differs from the expected one.
+    Refused: links and files that do not belong in a SavedModel, an op outside `serving.allow_list`, what does not load,
+    missing variables, a warm-up record that can not be read or fails, an answer with NaN or infinity, a `score` that is
+    the same for every candidate of a request, an answer that differs from the expected one, and one whose
+    `embedding_space_id`, `seed_watermark` or `table_version` is not that of the manifest's facts.
 
     Args:
         directory: str or Path. The SavedModel's folder.
@@ -37,6 +45,9 @@ def verify(directory: str | Path) -> int:
     from serving.server.bundle import Bundle
 
     directory = Path(directory)
+    check_layout(directory)
+    check_graph(directory)
+    facts = version_content(directory).facts
     bundle = Bundle(directory)
     path = directory / GOLDEN
     if not path.is_file():
@@ -45,13 +56,14 @@ def verify(directory: str | Path) -> int:
     for number, request in enumerate(golden["requests"]):
         where = f"{GOLDEN}: request {number} ({request['signature']})"
         try:
-            _replay(bundle, request, float(golden.get("tolerance", 1e-5)))
+            answer = _replay(bundle, request, float(golden.get("tolerance", 1e-5)))
+            _compare_facts(answer, facts)
         except ServingError as error:
             raise ServingError(f"{where}: {error}") from error
     return len(golden["requests"])
 
 
-def _replay(bundle: Any, request: dict[str, Any], tolerance: float) -> None:
+def _replay(bundle: Any, request: dict[str, Any], tolerance: float) -> "dict[str, np.ndarray]":
     import numpy as np
 
     from serving.server.decode import columns_to_arrays
@@ -70,6 +82,15 @@ def _replay(bundle: Any, request: dict[str, Any], tolerance: float) -> None:
         if name not in answer:
             raise ServingError(f"the model has no output `{name}`.")
         _compare(name, answer[name], values, tolerance)
+    return answer
+
+
+def _compare_facts(answer: "dict[str, np.ndarray]", facts: Mapping[str, Any]) -> None:
+    for name in FACTS:
+        if name in facts and name in answer and (answer[name] != facts[name]).any():
+            raise ServingError(
+                f"`{name}` should be that of the facts, {facts[name]}. Received: {answer[name].flat[0]}."
+            )
 
 
 def _compare(name: str, answer: "np.ndarray", expected: list[Any], tolerance: float) -> None:
@@ -92,18 +113,37 @@ def _compare(name: str, answer: "np.ndarray", expected: list[Any], tolerance: fl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints one line; the exit code is 0 when the folder may be published, else 2."""
+    """Prints one line; the exit code is 0 when the folder may be published, else 2.
+
+    For `-` the folder is a line of standard input, waited for once the runtime is there; its end is the end.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1:
-        print("usage: python -m serving.verify DIRECTORY")
+        print("usage: python -m serving.verify DIRECTORY | -")
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    directory = arguments[0]
+    if directory == "-":
+        _prepare()
+        directory = sys.stdin.readline().removesuffix("\n")
+        if not directory:
+            return 0
     try:
-        print(f"ok: {verify(arguments[0])} golden requests")
+        print(f"ok: {verify(directory)} golden requests")
     except ServingError as error:
         print(str(error).replace("\n", " "))
         return 2
     return 0
+
+
+def _prepare() -> None:
+    """What every verification needs, before it is known which one."""
+    import tensorflow
+
+    from serving.server.bundle import Bundle
+    from serving.server.decode import columns_to_arrays
+
+    _ = tensorflow, Bundle, columns_to_arrays
 
 
 if __name__ == "__main__":

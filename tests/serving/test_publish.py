@@ -255,7 +255,7 @@ def test_verify_refuses_equal_scores(ranker):
 
 
 def test_verify_refuses_what_does_not_load(half, tmp_path):
-    with pytest.raises(ServingError, match="does not appear to contain a SavedModel bundle"):
+    with pytest.raises(ServingError, match="should be a SavedModel's folder. Received: no saved_model.pb"):
         verify(tmp_path / "absent")
     for path in (half / "variables").iterdir():
         path.unlink()
