@@ -1,0 +1,345 @@
+"""TensorFlow's C API: a SavedModel loaded and run by the C++ code that TensorFlow Serving runs, without Python's lock.
+
+The installed wheel exports it. Loading through Python's own session holds the interpreter lock for most of a load,
+and every request waits meanwhile; here neither a load nor a run holds it.
+"""
+
+import contextlib
+import ctypes as c
+import functools
+import importlib.util
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.errors import CODES, InvalidArgument, ServingError, Unavailable, request_error
+from serving.server.tensors import from_tensor, to_tensor
+
+__all__ = ["Plan", "Session", "library"]
+
+LOAD_NICENESS = 10  # of the thread that loads: requests go first, yet a busy machine gets to the end of a load
+SIGNATURES = b"\x2a"  # the tag of MetaGraphDef.signature_def
+# ConfigProto: intra_op_parallelism_threads 1 (one thread a request, parallel over requests) and
+# gpu_options.allow_growth (a trainer beside it needs memory too). RunOptions: inter_op_thread_pool -1, the calling
+# thread, so that loading leaves the threads of the requests alone; and timeout_in_ms.
+CONFIG = b"\x10\x01" + b"\x32\x02\x20\x01"
+IN_THIS_THREAD = b"\x18" + b"\xff" * 9 + b"\x01"
+TIMEOUT = b"\x10"
+
+
+class _Output(c.Structure):
+    _fields_ = [("operation", c.c_void_p), ("index", c.c_int)]
+
+
+class _Buffer(c.Structure):
+    _fields_ = [("data", c.c_void_p), ("length", c.c_size_t), ("deallocator", c.c_void_p)]
+
+
+_any, _text, _int, _size = c.c_void_p, c.c_char_p, c.c_int, c.c_size_t
+_buffer, _outputs, _tensors = c.POINTER(_Buffer), c.POINTER(_Output), c.POINTER(c.c_void_p)
+# Name -> result and arguments. Short calls keep the interpreter lock: to give it up and wait for it again costs more
+# than they do.
+_SHORT: dict[str, tuple[Any, list[Any]]] = {
+    "TF_NewStatus": (_any, []),
+    "TF_DeleteStatus": (None, [_any]),
+    "TF_GetCode": (_int, [_any]),
+    "TF_Message": (_text, [_any]),
+    "TF_NewBuffer": (_buffer, []),
+    "TF_NewBufferFromString": (_buffer, [_text, _size]),
+    "TF_DeleteBuffer": (None, [_buffer]),
+    "TF_NewGraph": (_any, []),
+    "TF_GraphOperationByName": (_any, [_any, _text]),
+    "TF_GraphNextOperation": (_any, [_any, c.POINTER(_size)]),
+    "TF_OperationOpType": (_text, [_any]),
+    "TF_OperationNumOutputs": (_int, [_any]),
+    "TF_NewSessionOptions": (_any, []),
+    "TF_SetConfig": (None, [_any, _text, _size, _any]),
+    "TF_DeleteSessionOptions": (None, [_any]),
+    "TF_AllocateTensor": (_any, [_int, c.POINTER(c.c_int64), _int, _size]),
+    "TF_DeleteTensor": (None, [_any]),
+    "TF_TensorData": (_any, [_any]),
+    "TF_TensorType": (_int, [_any]),
+    "TF_NumDims": (_int, [_any]),
+    "TF_Dim": (c.c_int64, [_any, _int]),
+    "TF_StringGetDataPointer": (_any, [_any]),
+    "TF_StringGetSize": (_size, [_any]),
+}
+_LONG: dict[str, tuple[Any, list[Any]]] = {
+    "TF_LoadSessionFromSavedModel": (_any, [_any, _buffer, _text, c.POINTER(_text), _int, _any, _buffer, _any]),
+    "TF_SessionRun": (
+        None,
+        [_any, _buffer, _outputs, _tensors, _int, _outputs, _tensors, _int, c.POINTER(_any), _int, _buffer, _any],
+    ),
+    "TF_CloseSession": (None, [_any, _any]),
+    "TF_DeleteSession": (None, [_any, _any]),
+    "TF_DeleteGraph": (None, [_any]),
+}
+
+
+class _Library:
+    """The functions of the C API, as attributes."""
+
+    def __init__(self, path: Path) -> None:
+        for source, declared in ((c.PyDLL(str(path)), _SHORT), (c.CDLL(str(path)), _LONG)):
+            for name, (result, arguments) in declared.items():
+                function = getattr(source, name)
+                function.restype, function.argtypes = result, arguments
+                setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> Any:  # what is not declared above
+        raise AttributeError(name)
+
+
+@functools.cache
+def library() -> _Library:
+    """Loads the C API, once; `import tensorflow` is not needed for it and does not disturb it.
+
+    Raises:
+        ServingError: TensorFlow is not installed, or its library does not load.
+    """
+    found = importlib.util.find_spec("tensorflow")
+    folders = found.submodule_search_locations if found is not None else None
+    if not folders:
+        raise ServingError("the package tensorflow is not installed; its runtime is what runs the models.")
+    path = Path(folders[0]) / ("libtensorflow_cc.2.dylib" if sys.platform == "darwin" else "libtensorflow_cc.so.2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        return _Library(path)
+    except (OSError, AttributeError) as error:
+        raise ServingError(f"TensorFlow's runtime can not be loaded: {error}.") from error
+
+
+class Plan(NamedTuple):
+    """What a run feeds and fetches, in the form of the C API."""
+
+    feeds: Any
+    fetches: Any
+
+
+class Session:
+    """A SavedModel's graph and variables. Safe to use from many threads, `close` too.
+
+    Args:
+        path: Path. The folder that holds `saved_model.pb`.
+
+    Attributes:
+        signatures: bytes. A `MetaGraphDef` with the model's `signature_def` only: to read a graph of megabytes in
+            Python would hold the interpreter lock.
+
+    Raises:
+        RequestError: the runtime refused it, in its own words.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._library = lib = library()
+        graph, meta = lib.TF_NewGraph(), lib.TF_NewBuffer()
+        try:
+            session = _load(lib, path, graph, meta)
+            self.signatures = _signatures(c.string_at(meta.contents.data, meta.contents.length))
+        except BaseException:
+            lib.TF_DeleteGraph(graph)
+            raise
+        finally:
+            lib.TF_DeleteBuffer(meta)
+        self._session, self._graph = session, graph
+        self._delete = weakref.finalize(self, _delete, lib, session, graph)
+        self._delete.atexit = False
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    def operation_types(self) -> set[str]:
+        """The kinds of operations in the graph, outside its functions."""
+        place, found = c.c_size_t(0), set()
+        while operation := self._library.TF_GraphNextOperation(self._graph, c.byref(place)):
+            found.add(self._library.TF_OperationOpType(operation).decode())
+        return found
+
+    def plan(self, feeds: Sequence[str], fetches: Sequence[str]) -> Plan:
+        """Looks up tensors by name, such as `x:0`.
+
+        Raises:
+            RequestError: the graph has no such tensor; UNAVAILABLE after `close`.
+        """
+        self._enter()
+        try:
+            found = [[self._output(name) for name in names] for names in (feeds, fetches)]
+        finally:
+            self._leave()
+        return Plan(*((_Output * len(outputs))(*outputs) for outputs in found))
+
+    def _output(self, name: str) -> _Output:
+        operation, _, index = name.rpartition(":")
+        found = self._library.TF_GraphOperationByName(self._graph, operation.encode())
+        if not found or not index.isdecimal() or int(index) >= self._library.TF_OperationNumOutputs(found):
+            raise InvalidArgument(f"Tensor {name or '(no name)'}, specified in the signature, was not found.")
+        return _Output(found, int(index))
+
+    def run(
+        self, plan: Plan, arrays: Sequence[np.ndarray], *, timeout: float | None = None, aside: bool = False
+    ) -> list[np.ndarray]:
+        """Computes the fetches.
+
+        Args:
+            plan: Plan.
+            arrays: sequence of arrays. Those to feed, in the plan's order.
+            timeout: float. Seconds, or `None` for no deadline.
+            aside: bool. With little claim on the processor, as a load; without a deadline. Defaults to `False`.
+
+        Raises:
+            RequestError: in the runtime's words, or UNAVAILABLE after `close`.
+        """
+        lib = self._library
+        self._enter()
+        feeds: list[int] = []
+        fetched = (c.c_void_p * len(plan.fetches))()
+        options, status = None, lib.TF_NewStatus()
+        try:
+            for array in arrays:
+                feeds.append(to_tensor(lib, array))
+            if aside:
+                options = lib.TF_NewBufferFromString(IN_THIS_THREAD, len(IN_THIS_THREAD))
+            elif timeout is not None:
+                text = TIMEOUT + _varint(max(1, int(timeout * 1000)))
+                options = lib.TF_NewBufferFromString(text, len(text))
+            given = (c.c_void_p * len(feeds))(*feeds)
+            work = functools.partial(
+                lib.TF_SessionRun, self._session, options, plan.feeds, given, len(feeds), plan.fetches, fetched,
+                len(fetched), None, 0, None, status,
+            )  # fmt: skip
+            if aside:
+                _aside(work)
+            else:
+                work()
+            _raise(lib, status)
+            return [from_tensor(lib, tensor) for tensor in fetched if tensor]
+        finally:
+            for tensor in (*feeds, *fetched):
+                if tensor:
+                    lib.TF_DeleteTensor(tensor)
+            if options is not None:
+                lib.TF_DeleteBuffer(options)
+            lib.TF_DeleteStatus(status)
+            self._leave()
+
+    def close(self) -> None:
+        """Ends what still runs and frees the memory; the last run to end does so where one is left."""
+        with contextlib.suppress(Unavailable):
+            self._enter()
+            self._closed = True
+            try:
+                with _checked(self._library) as status:
+                    self._library.TF_CloseSession(self._session, status)
+            finally:
+                self._leave()
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the version has been unloaded.")
+            self._users += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._closed and not self._users
+        if last:
+            self._delete()
+
+
+def _load(lib: Any, path: Path, graph: int, meta: Any) -> int:
+    options, tags = lib.TF_NewSessionOptions(), (c.c_char_p * 1)(b"serve")
+    run_options = lib.TF_NewBufferFromString(IN_THIS_THREAD, len(IN_THIS_THREAD))
+    try:
+        with _checked(lib) as status:
+            lib.TF_SetConfig(options, CONFIG, len(CONFIG), status)
+        with _checked(lib) as status:
+            return _aside(
+                functools.partial(
+                    lib.TF_LoadSessionFromSavedModel, options, run_options, os.fsencode(path), tags, 1, graph, meta,
+                    status,
+                )
+            )  # fmt: skip
+    finally:
+        lib.TF_DeleteBuffer(run_options)
+        lib.TF_DeleteSessionOptions(options)
+
+
+def _delete(lib: Any, session: int, graph: int) -> None:
+    with _checked(lib) as status:
+        lib.TF_DeleteSession(session, status)
+    lib.TF_DeleteGraph(graph)
+    trim = getattr(c.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # else the allocator keeps what lay between longer-lived blocks
+        trim(0)
+
+
+@contextlib.contextmanager
+def _checked(lib: Any) -> Iterator[int]:
+    """A status for a call; raised as an error if it is one afterwards."""
+    status = lib.TF_NewStatus()
+    try:
+        yield status
+        _raise(lib, status)
+    finally:
+        lib.TF_DeleteStatus(status)
+
+
+def _raise(lib: Any, status: int) -> None:
+    code = lib.TF_GetCode(status)
+    if code:
+        raise request_error(CODES[code], lib.TF_Message(status).decode("utf-8", "replace"))
+
+
+def _aside(work: Callable[[], Any]) -> Any:
+    """Calls into the runtime in a thread that stands behind the others: a thread can not take its niceness back."""
+    results = []
+
+    def run() -> None:
+        if sys.platform == "linux":  # elsewhere niceness is the process's
+            mine = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, mine, os.getpriority(os.PRIO_PROCESS, mine) + LOAD_NICENESS)
+        results.append(work())
+
+    thread = threading.Thread(target=run, name="serving-load")
+    thread.start()
+    interrupt = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt as error:  # what the runtime writes to must outlive the call
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return results[0]
+
+
+def _signatures(meta_graph: bytes) -> bytes:
+    """The entries of `signature_def`, out of a `MetaGraphDef`, whose fields all have their length in front."""
+    kept, place = [], 0
+    while place < len(meta_graph):
+        tag, begin = meta_graph[place : place + 1], place
+        length, shift, place = 0, 0, place + 1
+        while True:
+            byte = meta_graph[place]
+            length, shift, place = length | (byte & 127) << shift, shift + 7, place + 1
+            if byte < 128:
+                break
+        place += length
+        if tag == SIGNATURES:
+            kept.append(meta_graph[begin:place])
+    return b"".join(kept)
+
+
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
