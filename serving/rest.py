@@ -1,32 +1,38 @@
 """The REST client: any TensorFlow Serving, any machine. Needs urllib3 only, neither TensorFlow nor numpy."""
 
 import base64
+import gzip
 import json
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from http.client import HTTPException, RemoteDisconnected
 from typing import Any
 from urllib.parse import quote
 
 import urllib3
 
-from serving.errors import HTTP_STATUS, DeadlineExceeded, InvalidArgument, ServingError, Unavailable, request_error
-from serving.signature import Signature, as_list, declared_signature, rank_inputs
+from serving.client import Client, Which
+from serving.errors import CODES, HTTP_STATUS, DeadlineExceeded, RequestError, ServingError, Unavailable, request_error
+from serving.signature import Signature, as_list
 
 __all__ = ["RankClient"]
 
-_CODES = {500: "INTERNAL", 400: "INVALID_ARGUMENT", 409: "ABORTED"}  # of the statuses that several codes share
-_CODES = {**{status: code for code, status in HTTP_STATUS.items()}, **_CODES}
+# HTTP status -> code: where several codes share a status the likely one; then what gateways before a server say.
+_CODES = {HTTP_STATUS[code]: code for code in reversed(CODES)}
+_CODES |= {500: "INTERNAL", 409: "ABORTED", 403: "PERMISSION_DENIED", 408: "DEADLINE_EXCEEDED"}
+_CODES |= {413: "RESOURCE_EXHAUSTED", 502: "UNAVAILABLE"}
+_PIECE = 1 << 16
 
 
-class RankClient:
-    """Calls a model over REST. Safe to use from many threads.
+class RankClient(Client):
+    """Calls a model over REST; `serving.rpc.RankClient` is its twin. Safe to use from many threads.
 
     Args:
         url: str. The server. Defaults to `"http://127.0.0.1:8501"`.
         model: str. The model's name. Defaults to `"seedrank"`.
-        timeout: float. Seconds that one call may take, retries included. Defaults to `5.0`.
+        timeout: float. Seconds that one call may take, all attempts together. Defaults to `5.0`.
         retries: int. Further attempts when the server can not be reached or answers UNAVAILABLE. Defaults to `2`.
+        compress: bool. Send gzip: fewer bytes, more time. Defaults to `False`.
 
     Example:
         client = RankClient(model="seedrank")
@@ -35,153 +41,143 @@ class RankClient:
     """
 
     def __init__(
-        self, url: str = "http://127.0.0.1:8501", model: str = "seedrank", timeout: float = 5.0, retries: int = 2
+        self,
+        url: str = "http://127.0.0.1:8501",
+        model: str = "seedrank",
+        timeout: float = 5.0,
+        retries: int = 2,
+        *,
+        compress: bool = False,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ServingError(f"`url` should start with http:// or https://. Received: url={url!r}.")
-        if timeout <= 0:
-            raise ServingError(f"`timeout` should be positive. Received: timeout={timeout}.")
-        if retries < 0:
-            raise ServingError(f"`retries` should not be negative. Received: retries={retries}.")
+        super().__init__(model, timeout, retries)
         self._base = f"{url.rstrip('/')}/v1/models/{quote(model, safe='')}"
         self._live = f"{url.rstrip('/')}/v1/seedrank/models/{quote(model, safe='')}"
-        self._timeout = timeout
-        self._retries = retries
+        self._compress = compress
         self._pool = urllib3.PoolManager(maxsize=16, retries=False)
-        self._signatures: dict[tuple[str, int | None], Signature] = {}
-
-    def predict(
-        self, inputs: Mapping[str, Any], *, signature: str | None = None, version: int | None = None
-    ) -> dict[str, Any]:
-        """Runs a signature.
-
-        Args:
-            inputs: dict of lists or arrays, by input name; `bytes` travel as base64.
-            signature: str. Defaults to `serving_default`.
-            version: int. Defaults to the newest.
-
-        Returns:
-            Dict of lists, by output name.
-
-        Raises:
-            ServingError: a `RequestError` with the server's words and code.
-        """
-        declared = self._signature(signature or "serving_default", version)
-        body: dict[str, Any] = {"inputs": {name: _to_json(as_list(values)) for name, values in inputs.items()}}
-        if signature is not None:
-            body["signature_name"] = signature
-        try:
-            reply = self._call("POST", f"{self._base}{_part(version)}:predict", json.dumps(body).encode())
-        except InvalidArgument:
-            self._signatures.clear()  # a new version may have other inputs
-            raise
-        outputs = reply["outputs"]
-        if len(declared.outputs) == 1:
-            outputs = {next(iter(declared.outputs)): outputs}
-        return {name: _from_json(values) for name, values in outputs.items()}
-
-    def rank(
-        self,
-        user_id: int | str,
-        item_ids: Sequence[Any],
-        *,
-        context: Mapping[str, Any] | None = None,
-        price: Sequence[float] | None = None,
-        weights: Mapping[str, float] | None = None,
-    ) -> dict[str, Any]:
-        """Scores candidate items for a user; the answer is in the order of `item_ids`.
-
-        Args:
-            user_id: int or str.
-            item_ids: sequence of int or str.
-            context: dict. Every context column that the model declares.
-            price: sequence of float. By candidate. Defaults to none known.
-            weights: dict. Part -> weight, to try other fusion weights: the `rank_with_weights` signature.
-
-        Returns:
-            Dict of lists of N, by output name: similarity, pctr, pcvr, pctcvr, score and the others.
-        """
-        name = "rank" if weights is None else "rank_with_weights"
-        declared = self._signature(name, None)
-        inputs = rank_inputs(declared, user_id, item_ids, context=context, price=price, weights=weights)
-        return self.predict(inputs, signature=name)
 
     def status(self) -> list[dict[str, Any]]:
         """The model's versions, newest first: `version`, `state`, `error_code`, `error_message`."""
         return [
             {"version": int(entry["version"]), "state": entry["state"], **entry["status"]}
-            for entry in self._call("GET", self._base)["model_version_status"]
+            for entry in self._call("GET", self._base, self._deadline())["model_version_status"]
         ]
-
-    def metadata(self, version: int | None = None) -> dict[str, Any]:
-        """The model's signatures, as TensorFlow Serving words them."""
-        return self._call("GET", f"{self._base}{_part(version)}/metadata")
 
     def live(self) -> dict[str, Any]:
         """The version that answers: `version`, `state`, and `hashes` of what it is made of, by name.
 
         Only the embedded server tells them; TensorFlow Serving answers INVALID_ARGUMENT.
         """
-        found = self._call("GET", self._live)
+        found = self._call("GET", self._live, self._deadline())
         return {**found, "version": int(found["version"])}
 
     def close(self) -> None:
         """Closes the connections."""
         self._pool.clear()
 
-    def __enter__(self) -> "RankClient":
-        return self
+    def _predict(
+        self,
+        signature: str,
+        declared: Signature,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        which: Which,
+        deadline: float,
+    ) -> dict[str, Any]:
+        columns = {name: _to_json(as_list(values)) for name, values in inputs.items()}
+        body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
+        found = self._call("POST", f"{self._base}{_part(which)}:predict", deadline, body)["outputs"]
+        if len(declared.outputs) == 1:  # then the values stand for themselves
+            found = {next(iter(declared.outputs)): found}
+        elif not isinstance(found, dict):
+            raise RequestError("the model's outputs have changed since its metadata was read", "FAILED_PRECONDITION")
+        return {name: _from_json(found[name]) for name in outputs or found}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _metadata(self, which: Which, deadline: float) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", f"{self._base}{_part(which)}/metadata", deadline)
+        return found
 
-    def _signature(self, name: str, version: int | None) -> Signature:
-        if (name, version) not in self._signatures:
-            self._signatures[name, version] = declared_signature(self.metadata(version), name)
-        return self._signatures[name, version]
-
-    def _call(self, method: str, url: str, body: bytes | None = None) -> Any:
-        deadline = time.monotonic() + self._timeout
-        for attempt in range(self._retries + 1):
-            try:
-                return self._attempt(method, url, body, deadline - time.monotonic())
-            except Unavailable:
-                pause = 0.05 * 2**attempt
-                if attempt == self._retries or time.monotonic() + pause >= deadline:
-                    raise
-                time.sleep(pause)
-        raise Unavailable(f"no answer from {url}")
-
-    def _attempt(self, method: str, url: str, body: bytes | None, seconds: float) -> Any:
+    def _call(self, method: str, url: str, deadline: float, body: bytes | None = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if body is not None and self._compress:
+            body = gzip.compress(body, 1)
+            headers["Content-Encoding"] = "gzip"
+        status, content = self._again(
+            lambda seconds: self._attempt(method, url, body, headers, seconds, deadline), deadline
+        )
+        if status != 200:
+            raise _refusal(method, url, status, content)
         try:
+            return json.loads(content)
+        except ValueError as error:
+            raise RequestError(f"{method} {url} was answered with what is no JSON: {error}") from error
+
+    def _attempt(
+        self, method: str, url: str, body: bytes | None, headers: dict[str, str], seconds: float, deadline: float
+    ) -> tuple[int, bytes]:
+        try:
+            limit = urllib3.Timeout(total=seconds)
             response = self._pool.request(
-                method, url, body=body, timeout=max(seconds, 0.001), headers={"Content-Type": "application/json"}
-            )
+                method, url, body=body, headers=headers, timeout=limit, preload_content=False
+            )  # fmt: skip
         except (urllib3.exceptions.ConnectTimeoutError, urllib3.exceptions.NewConnectionError) as error:
             raise Unavailable(f"{url} can not be reached: {error}") from error
         except urllib3.exceptions.TimeoutError as error:
             raise DeadlineExceeded(f"no answer from {url} within {self._timeout} seconds") from error
         except urllib3.exceptions.HTTPError as error:
+            if _answered(error):
+                raise RequestError(f"the reply of {url} is broken: {error}") from error
             raise Unavailable(f"{url} can not be reached: {error}") from error
         try:
-            content = json.loads(response.data) if response.data else {}
-        except ValueError:
-            content = {}
-        if response.status != 200:
-            said = content.get("error") if isinstance(content, dict) else None
-            message = said or f"{method} {url} was answered with HTTP status {response.status}"
-            raise request_error(_CODES.get(response.status, "UNKNOWN"), message)
-        return content
+            content = self._read(response, deadline)
+        except BaseException:
+            response.close()  # what is left of this reply must not be the next one's beginning
+            raise
+        if _CODES.get(response.status) == "UNAVAILABLE":
+            raise _refusal(method, url, response.status, content)
+        return response.status, content
+
+    def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+        pieces = []
+        late = f"no whole answer from {self._base} within {self._timeout} seconds"
+        try:
+            while piece := response.read1(_PIECE):
+                pieces.append(piece)
+                if time.monotonic() >= deadline:  # a server that trickles keeps within each read's own time
+                    raise DeadlineExceeded(late)
+        except urllib3.exceptions.TimeoutError as error:
+            raise DeadlineExceeded(late) from error
+        except urllib3.exceptions.HTTPError as error:  # the work was done once: not tried again
+            raise RequestError(f"the reply of {self._base} broke off: {error}") from error
+        return b"".join(pieces)
 
 
-def _part(version: int | None) -> str:
+def _refusal(method: str, url: str, status: int, content: bytes) -> RequestError:
+    try:
+        said = json.loads(content)["error"]
+    except (ValueError, TypeError, KeyError):
+        said = f"{method} {url} was answered with HTTP status {status}"
+    return request_error(_CODES.get(status, "UNKNOWN"), str(said))
+
+
+def _answered(error: Exception) -> bool:
+    """Whether a part of a reply had come when the connection failed."""
+    causes = [cause for cause in (error.__cause__, *error.args) if isinstance(cause, HTTPException)]
+    return any(not isinstance(cause, RemoteDisconnected) for cause in causes)
+
+
+def _part(which: Which) -> str:
+    version, label = which
+    if label is not None:
+        return f"/labels/{quote(label, safe='')}"
     return "" if version is None else f"/versions/{version}"
 
 
 def _to_json(values: Any) -> Any:
     if isinstance(values, list):
+        if {*map(type, values)} <= {int, float, str, bool}:
+            return values
         return [_to_json(value) for value in values]
     return {"b64": base64.b64encode(values).decode()} if isinstance(values, bytes) else values
 

@@ -3,11 +3,21 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from serving.errors import ServingError
 
-__all__ = ["Signature", "Tensor", "as_list", "declared_signature", "rank_inputs"]
+__all__ = ["HasToList", "Signature", "Tensor", "Values", "as_list", "declared_signature", "rank_inputs"]
+
+
+class HasToList(Protocol):
+    """An array or a column of numpy, pandas or the like."""
+
+    def tolist(self) -> Any:
+        """The values as a list."""
+
+
+Values = Sequence[Any] | HasToList
 
 
 @dataclass(frozen=True)
@@ -56,33 +66,33 @@ def as_list(values: Any) -> Any:
 
 def rank_inputs(
     signature: Signature,
-    user_id: Any,
-    item_ids: Sequence[Any],
+    user: Mapping[str, Any],
+    item_ids: Values,
     *,
     context: Mapping[str, Any] | None = None,
-    price: Sequence[float] | None = None,
+    price: Values | None = None,
     weights: Mapping[str, float] | None = None,
-) -> dict[str, list[Any]]:
-    """The inputs of the `rank` or `rank_with_weights` signature.
+) -> dict[str, Any]:
+    """The inputs of a signature that ranks candidates for one user.
 
     Args:
-        signature: Signature. As the server declares it; ids are converted to its types.
-        user_id: int or str.
-        item_ids: sequence of int or str. The N candidates.
+        signature: Signature. As the server declares it; values are converted to its types and shapes.
+        user: dict. What says whom for, by input name: `user_id`, features, or a vector.
+        item_ids: sequence of int or str, or an array. The N candidates.
         context: dict. Column -> value, or N values where the column is declared by candidate.
         price: sequence of float. By candidate; NaN where there is none. Not given: NaN for all.
         weights: dict. Part -> weight, for the signature's `weight_<part>` inputs; a part left out weighs 0.
 
     Returns:
-        Dict of lists, by input name.
+        Dict of lists and arrays, by input name.
 
     Raises:
         ServingError: an input that the signature does not have, one that is missing, or an id of the wrong type.
     """
-    items = as_list(item_ids)
-    if not isinstance(items, list):
+    items: Any = item_ids if _is_numpy(item_ids) else as_list(item_ids)
+    if not isinstance(items, list) and not getattr(items, "ndim", 0):
         raise ServingError(f"`item_ids` should be a list. Received: item_ids={item_ids!r}.")
-    given: dict[str, Any] = {"user_id": [user_id], "item_id": items, **(context or {})}
+    given: dict[str, Any] = {**user, "item_id": items, **(context or {})}
     if weights is not None:
         if not weights:
             raise ServingError("`weights` should give at least one part. Received: weights={}.")
@@ -99,26 +109,50 @@ def rank_inputs(
         )
     missing = sorted(signature.inputs.keys() - given.keys())
     if missing:
-        raise ServingError(f"`context` should give {missing[0]!r}: the model asks for it.")
+        where = "`context`" if "user_id" in signature.inputs else "`features` or `context`"
+        raise ServingError(f"{where} should give {missing[0]!r}: the model asks for it.")
     return {name: _column(name, given[name], tensor, len(items)) for name, tensor in sorted(signature.inputs.items())}
 
 
-def _column(name: str, values: Any, tensor: Tensor, candidates: int) -> list[Any]:
+def _is_numpy(values: Any) -> bool:
+    return type(values).__module__ == "numpy" and hasattr(values, "dtype")
+
+
+def _column(name: str, values: Any, tensor: Tensor, candidates: int) -> Any:
+    rank = 1 if tensor.shape is None else len(tensor.shape)
+    if _is_numpy(values) and values.ndim and values.dtype.kind in _KINDS.get(tensor.dtype, ""):
+        return values.reshape((1,) * (rank - values.ndim) + values.shape)
     values = as_list(values)
     if not isinstance(values, list):
-        values = [values] * (1 if tensor.shape == (1,) else candidates)
-    return [_converted(name, value, tensor.dtype) for value in values]
+        values = [values] * (1 if rank != 1 or tensor.shape == (1,) else candidates)
+    depth, inner = 1, values
+    while inner and isinstance(inner[0], list):
+        depth, inner = depth + 1, inner[0]
+    for _ in range(rank - depth):  # one user's vector or list of values, declared [1, size]
+        values = [values]
+    return _converted(name, values, tensor.dtype)
 
 
-def _converted(name: str, value: Any, dtype: str) -> Any:
+# Numpy's kinds and Python's types that travel as they are.
+_KINDS = {"DT_FLOAT": "iuf", "DT_DOUBLE": "iuf", "DT_BOOL": "b"} | dict.fromkeys(("DT_INT32", "DT_INT64"), "iu")
+_TYPES: dict[str, set[type]] = {
+    "DT_STRING": {str, bytes},
+    "DT_FLOAT": {int, float},
+    "DT_DOUBLE": {int, float},
+    "DT_BOOL": {bool},
+}
+
+
+def _converted(name: str, values: list[Any], dtype: str) -> list[Any]:
+    if {*map(type, values)} <= _TYPES.get(dtype, {int}):
+        return values
+    return [_converted(name, value, dtype) if isinstance(value, list) else _one(name, value, dtype) for value in values]
+
+
+def _one(name: str, value: Any, dtype: str) -> Any:
     if dtype == "DT_STRING":
         return value if isinstance(value, bytes) else str(value)
-    if dtype in ("DT_FLOAT", "DT_DOUBLE"):
-        kind: type = float
-    elif dtype == "DT_BOOL":
-        kind = bool
-    else:
-        kind = int
+    kind: type = {"DT_FLOAT": float, "DT_DOUBLE": float, "DT_BOOL": bool}.get(dtype, int)
     try:
         converted = kind(value)
         if kind is int and isinstance(value, float) and converted != value:
