@@ -5,6 +5,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from itertools import accumulate
+from typing import Any
 
 __all__ = ["Metrics"]
 
@@ -55,7 +56,7 @@ class Metrics:
         """The models that exist from now on; what was counted of others is dropped."""
         with self._lock:
             self._models = set(names)
-            for series in (*self._counters.values(), *self._histograms.values()):
+            for series in self._all():
                 for labels in [labels for labels in series if dict(labels).get("model_name", "") not in {"", *names}]:
                     del series[labels]
 
@@ -136,6 +137,9 @@ class Metrics:
             lines += [f"{name}{{{_labels(key)}}} {_number(value)}" for key, value in series.items()]
         return "\n".join(lines) + "\n"
 
+    def _all(self) -> list[dict[_Labels, Any]]:
+        return [*self._counters.values(), *self._histograms.values()]
+
     def _add(self, name: str, labels: _Labels, count: float = 1) -> None:
         series = self._counters[name]
         series[labels] = series.get(labels, 0) + count
@@ -153,7 +157,7 @@ class Metrics:
         if len(self._paths) > MAX_PATHS:
             oldest = next(iter(self._paths))
             del self._paths[oldest]
-            for series in (*self._counters.values(), *self._histograms.values()):
+            for series in self._all():
                 for labels in [labels for labels in series if ("model_path", oldest) in labels]:
                     del series[labels]
 

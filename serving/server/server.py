@@ -2,30 +2,40 @@
 
 import errno
 import logging
+import math
 import os
+import resource
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from serving.errors import ServingError
-from serving.server.versions import Models, find_models
+from serving.server.health import Health
+from serving.server.metrics import Metrics
+from serving.server.models_config import ModelConfig, read_models_config
+from serving.server.versions import Models, VersionStatus, find_models
 
 __all__ = ["Server"]
 
 _log = logging.getLogger("serving")
+FIRST_TIME = 10**12  # milliseconds: a version above it is a time after 2001, one below a count
 
 
 class Server:
-    """Serves a folder of published models over REST and gRPC, as TensorFlow Serving's clients expect it.
+    """Serves published models over REST and gRPC, as TensorFlow Serving's clients expect it.
 
     Unlike TensorFlow Serving, which waits for ever, it refuses to start without models. New versions are picked up
-    while it runs; new models are not.
+    while it runs; new models by another configuration only: a change of `models_config`, or HandleReloadConfigRequest.
 
     Args:
         models_dir: str or Path. Holds one folder a model, named like the model, with numeric versions in it; or is
-            such a folder itself.
+            such a folder itself. The newest version of each is served.
+        models_config: str or Path. Instead of `models_dir`: a models.config, TensorFlow Serving's list of models with
+            their version policies and labels. Defaults to none.
+        config_poll_seconds: float. Pause between two looks at `models_config`; 0 reads it once. Defaults to `0.0`.
         host: str. Address to listen on. Defaults to `"127.0.0.1"`: this machine only.
         rest_port: int. `0` takes a free one. Defaults to `8501`.
         grpc_port: int. `0` takes a free one. Defaults to `8500`.
@@ -42,34 +52,50 @@ class Server:
 
     def __init__(
         self,
-        models_dir: str | Path,
+        models_dir: str | Path | None = None,
         *,
+        models_config: str | Path | None = None,
+        config_poll_seconds: float = 0.0,
         host: str = "127.0.0.1",
         rest_port: int = 8501,
         grpc_port: int = 8500,
         poll_seconds: float = 1.0,
     ) -> None:
-        if poll_seconds <= 0:
+        if (models_dir is None) == (models_config is None):
+            raise ServingError(
+                "one of `models_dir` and `models_config` should be given. Received: "
+                f"models_dir={models_dir}, models_config={models_config}."
+            )
+        if not poll_seconds > 0:
             raise ServingError(f"`poll_seconds` should be positive. Received: poll_seconds={poll_seconds}.")
-        self._models_dir = Path(models_dir)
+        if not config_poll_seconds >= 0:
+            raise ServingError(
+                f"`config_poll_seconds` should not be negative. Received: config_poll_seconds={config_poll_seconds}."
+            )
+        self._models_dir = models_dir
+        self._models_config = models_config
+        self._config_poll_seconds = config_poll_seconds
         self._host = host
         self._poll_seconds = poll_seconds
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._models: Models | None = None
+        self._health: Health | None = None
         self._rest: Any = None
         self._grpc: Any = None
-        self._poller: threading.Thread | None = None
+        self._config_poller: threading.Thread | None = None
+        self.metrics = Metrics()
         self.rest_port = rest_port
         self.grpc_port = grpc_port
 
     def start(self) -> None:
         """Loads the models, then opens the ports."""
-        folders = find_models(self._models_dir)
+        configs = self._configs()
         with _bind(self._host, self.grpc_port):
             pass  # a port in use is worth knowing before minutes of loading
         bound = _bind(self._host, self.rest_port)
-        self._models = Models(folders)
+        self._models = Models(configs, metrics=self.metrics)
+        _add_gauges(self.metrics, self._models)
         try:
             self._models.start()
             self._open(self._models, bound)
@@ -77,13 +103,23 @@ class Server:
             bound.close()
             self.stop()
             raise
-        self._poller = threading.Thread(target=self._poll, name="serving-poll", daemon=True)
-        self._poller.start()
+        self._models.watch(self._poll_seconds)
+        if self._models_config is not None and self._config_poll_seconds:
+            self._config_poller = threading.Thread(target=self._poll_config, args=(configs,), daemon=True)
+            self._config_poller.start()
+
+    def _configs(self) -> list[ModelConfig]:
+        return (
+            find_models(self._models_dir or "")
+            if self._models_config is None
+            else read_models_config(self._models_config)
+        )
 
     def _open(self, models: Models, bound: socket.socket) -> None:
         from serving.server.rest import RestServer
         from serving.server.rpc import start_grpc
 
+        self._health = Health()
         workers = 2 * (os.cpu_count() or 1) + 2
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._grpc, self.grpc_port = start_grpc(models, f"{host}:{self.grpc_port}", workers)
@@ -96,26 +132,38 @@ class Server:
         self._rest.start()
         _log.info("REST on http://%s:%d, gRPC on %s:%d", host, self.rest_port, host, self.grpc_port)
 
-    def _poll(self) -> None:
-        while not self._stopping.wait(self._poll_seconds):
+    def _poll_config(self, configs: list[ModelConfig]) -> None:
+        """Takes what has changed in the file, and no more: a reload over gRPC stays until then."""
+        complaint = ""
+        while not self._stopping.wait(self._config_poll_seconds):
             try:
-                if self._models is not None:
-                    self._models.poll()
-            except Exception:  # a look that failed must not end the looking
-                _log.exception("looking for new versions failed")
+                found = self._configs()
+                if found != configs and self._models is not None:
+                    configs = found
+                    self._models.update(found)
+                complaint = ""
+            except Exception as error:  # a file that is wrong must not end the looking
+                if str(error) != complaint:
+                    _log.error("the configuration stays as it was: %s", error)
+                complaint = str(error)
 
     def stop(self) -> None:
-        """Lets running requests end, closes the ports and unloads the models. May be called twice."""
+        """Says that it no longer serves, lets running requests end, closes the ports and unloads the models.
+
+        May be called twice.
+        """
         self._stopping.set()
-        if self._poller is not None:
-            self._poller.join()
+        if self._health is not None:
+            self._health.stop()
+        if self._config_poller is not None:
+            self._config_poller.join()
         if self._grpc is not None:
             self._grpc.stop(grace=5.0).wait()
         if self._rest is not None:
             self._rest.stop()
         if self._models is not None:
             self._models.close()
-        self._poller = self._grpc = self._rest = self._models = None
+        self._models = self._health = self._config_poller = self._grpc = self._rest = None
         self._stopped.set()
 
     def wait(self) -> None:
@@ -131,6 +179,46 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _add_gauges(metrics: Metrics, models: Models) -> None:
+    """What is loaded, how old its tables are by its own word, and what the process takes."""
+
+    def of_versions(value: Callable[[VersionStatus], Any]) -> Callable[[], dict[tuple[tuple[str, str], ...], float]]:
+        def read() -> dict[tuple[tuple[str, str], ...], float]:
+            return {
+                (("model_name", name), ("version", str(version))): float(found)
+                for name, versions in models.available().items()
+                for version, status in versions.items()
+                if isinstance(found := value(status), int | float)
+            }
+
+        return read
+
+    metrics.gauge("seedrank_loaded_version", "1 for every version that answers.", of_versions(lambda status: 1))
+    metrics.gauge(
+        "seedrank_seed_watermark",
+        "The last tick of clicks that the version's tables know.",
+        of_versions(lambda status: status.facts.get("seed_watermark")),
+    )
+    metrics.gauge(
+        "seedrank_table_version",
+        "The version of its tables.",
+        of_versions(lambda status: status.facts.get("table_version")),
+    )
+    metrics.gauge(
+        "seedrank_published_timestamp_seconds",
+        "When the version was published, by its number where that is a time.",
+        of_versions(lambda status: status.version / 1000 if status.version > FIRST_TIME else None),
+    )
+    metrics.gauge("process_resident_memory_bytes", "Memory that the process holds.", _resident_bytes)
+
+
+def _resident_bytes() -> float:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return math.nan
 
 
 def _bind(host: str, port: int) -> socket.socket:
