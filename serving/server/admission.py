@@ -8,9 +8,10 @@ from types import TracebackType
 
 from serving.errors import DeadlineExceeded, RequestError, ServingError, Unavailable
 
-__all__ = ["Admission", "Place"]
+__all__ = ["MAX_REQUEST_BYTES", "Admission", "Place"]
 
 QUEUE_PER_CORE = 16
+MAX_REQUEST_BYTES = 16 << 20  # unpacked; 5,000 candidates with 100 features each as JSON are about 8 MB
 
 
 class Admission:

@@ -14,6 +14,7 @@ from serving.server.json_text import describe, parse, type_name
 __all__ = ["PredictBody", "columns_to_arrays", "parse_predict"]
 
 MAX_RANK = 64  # of a numpy array
+_EXPLAINED = 50_000  # values of rows that are read one by one to say which is wrong
 
 # DataType number -> (name, numpy dtype, smallest and largest integer that may be written).
 # The 8- and 16-bit types take any 32-bit integer and wrap, as TensorFlow Serving's do.
@@ -121,11 +122,16 @@ def _rows_to_arrays(instances: list[Any], infos: Mapping[str, Any]) -> dict[str,
         _explain_rows(instances, infos, named)
         raise error
     _explain_rows(instances, infos, named)
-    raise InvalidArgument("Failed to process 'instances' list.")
+    raise InvalidArgument("Failed to process 'instances' list: its rows are not alike.")
 
 
 def _explain_rows(instances: list[Any], infos: Mapping[str, Any], named: bool) -> None:
-    """Reads row by row and raises for the first that is wrong: the fast way says only that one is."""
+    """Reads row by row and raises for the first that is wrong: the fast way says only that one is.
+
+    Not where there are so many that this takes seconds.
+    """
+    if len(instances) * len(infos) > _EXPLAINED:
+        return
     shapes: dict[str, tuple[int, ...]] = {}
 
     def add(name: str, value: Any) -> None:

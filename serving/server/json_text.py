@@ -1,7 +1,8 @@
-"""JSON as TensorFlow Serving reads it: NaN and infinities, any depth, the first document only, its error texts."""
+"""JSON as TensorFlow Serving reads it, within bounds: NaN and infinities, the first document only, its error texts."""
 
 import json
 import re
+from itertools import islice
 from typing import Any, NoReturn
 
 from serving.errors import InvalidArgument
@@ -21,28 +22,64 @@ _WORDS = {
     "Inf": float("inf"),
     "-Inf": float("-inf"),
 }
-_MAX_DEPTH = 1_000_000
+MAX_DEPTH = 10_000
+MAX_VALUES = 1 << 21  # a value is some hundred bytes in memory, and as few as two in the text
+_SLOW = 1 << 17  # bytes of text that the slow reader takes
 _DESCRIBED = 256  # bytes of a value that an error message repeats
-_decoder = json.JSONDecoder()
 
 
 def parse(body: bytes) -> Any:
     """The first JSON document in `body`; what follows it is ignored.
 
     The standard library's scanner reads nearly everything. What it refuses (nesting beyond its recursion limit,
-    `Inf`, broken text) goes through a slower reader without recursion, whose error texts are TensorFlow Serving's.
+    `Inf`, broken text) goes through a slower reader without recursion, whose error texts are TensorFlow Serving's;
+    a large text does not, whose writer would have a thread work for seconds.
 
     Raises:
-        InvalidArgument: `JSON Parse error: <what> at offset: <byte>`.
+        InvalidArgument: `JSON Parse error: <what> at offset: <byte>`; more than `MAX_VALUES` values or `MAX_DEPTH`
+            levels; an object that has a key twice, of which different readers take different ones.
     """
     text = body.decode("utf-8-sig", "surrogateescape")
     start = _skip(text, 0)
     if start == len(text):
         raise InvalidArgument("JSON Parse error: The document is empty" + (f" at offset: {start}" if text else ""))
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
+        raise InvalidArgument(f"JSON Parse error: More than {MAX_VALUES} values.")
     try:
         return _decoder.raw_decode(text, start)[0]
-    except (ValueError, RecursionError):
-        return _Reader(text).document(start)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidArgument):
+            raise
+        if len(body) <= _SLOW:
+            return _Reader(text).document(start)
+        if isinstance(error, json.JSONDecodeError):
+            raise InvalidArgument(
+                f"JSON Parse error: {error.msg.removesuffix(' at')} at offset: {_offset(text, error.pos)}"
+            ) from error
+        what = "Nested too deeply" if isinstance(error, RecursionError) else "A number has too many digits"
+        raise InvalidArgument(f"JSON Parse error: {what} for a text of more than {_SLOW} bytes.") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                _twice(key)
+            seen.add(key)
+    return found
+
+
+def _twice(key: str) -> NoReturn:
+    raise InvalidArgument(f"JSON Parse error: An object has the key {describe(key)} twice.")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _offset(text: str, position: int) -> int:
+    return len(text[:position].encode("utf-8", "surrogateescape"))
 
 
 def _skip(text: str, position: int) -> int:
@@ -63,8 +100,8 @@ class _Reader:
         keys: list[str] = []
         while True:
             # a value starts here
-            if len(stack) > _MAX_DEPTH:
-                self._fail(f"Nested deeper than {_MAX_DEPTH} levels.", position)
+            if len(stack) > MAX_DEPTH:
+                self._fail(f"Nested deeper than {MAX_DEPTH} levels.", position)
             opening = text[position : position + 1]
             value: Any
             if opening == "[":
@@ -96,7 +133,10 @@ class _Reader:
                     if following not in (",", "]"):
                         self._fail("Missing a comma or ']' after an array element.", position)
                 else:
-                    parent[keys.pop()] = value
+                    key = keys.pop()
+                    if key in parent:
+                        _twice(key)
+                    parent[key] = value
                     if following not in (",", "}"):
                         self._fail("Missing a comma or '}' after an object member.", position)
                 position += 1
@@ -143,8 +183,7 @@ class _Reader:
         self._fail("Invalid value.", position)
 
     def _fail(self, what: str, position: int) -> NoReturn:
-        offset = len(self._text[:position].encode("utf-8", "surrogateescape"))
-        raise InvalidArgument(f"JSON Parse error: {what} at offset: {offset}")
+        raise InvalidArgument(f"JSON Parse error: {what} at offset: {_offset(self._text, position)}")
 
 
 def type_name(value: Any) -> str:
@@ -177,7 +216,7 @@ def describe(value: Any) -> str:
             elif isinstance(inner, dict) and inner:
                 indent = "\n" + "    " * min(depth + 1, _DESCRIBED)
                 todo.append("\n" + "    " * depth + "}")
-                for number, (key, child) in reversed(list(enumerate(inner.items()))[:_DESCRIBED]):
+                for number, (key, child) in reversed(list(enumerate(islice(inner.items(), _DESCRIBED)))):
                     todo.append((child, depth + 1))
                     todo.append(f"{',' if number else ''}{indent}{json.dumps(key[:_DESCRIBED], ensure_ascii=False)}: ")
                 piece = "{"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidArgument, RequestError
+from serving.server import json_text
 from serving.server.decode import columns_to_arrays, parse_predict
 from serving.server.encode import columnar_reply, row_reply
 from serving.server.json_text import _Reader, describe, parse
@@ -54,12 +55,39 @@ def test_any_bytes_are_read_or_refused(body):
         assert "JSON Parse error: " in error.message
 
 
-def test_depth_does_not_matter():
-    depth = 100_000
+def test_depth_is_bounded():
+    depth = 5_000
     body = b'{"instances": [1.0], "nested": ' + b"[" * depth + b"]" * depth + b"}"
     assert read(body).inputs["x"].tolist() == [1.0]
     assert refusal(b'{"inputs": ' + b"[" * depth + b"]" * depth + b"}").endswith(" has more than 64 dimensions.")
-    assert refusal(b"[" * depth).startswith("JSON Parse error: Invalid value. at offset: 100000")
+    assert refusal(b"[" * depth).startswith("JSON Parse error: Invalid value. at offset: 5000")
+    assert refusal(b"[" * 50_000) == "JSON Parse error: Nested deeper than 10000 levels. at offset: 10001"
+    for opening in (b"[", b'{"a":', b'[{"a":'):
+        assert refusal(opening * 250_000) == "JSON Parse error: Nested too deeply for a text of more than 131072 bytes."
+
+
+def test_a_key_twice_is_refused():
+    assert refusal('{"inputs": [1.0], "inputs": [2.0]}') == ('JSON Parse error: An object has the key "inputs" twice.')
+    assert refusal('{"instances": [{"x": 1, "x": Inf}]}') == 'JSON Parse error: An object has the key "x" twice.'
+
+
+def test_large_texts_are_bounded(monkeypatch):
+    digits = "9" * 5_000  # more than Python turns into an integer
+    assert read(f'{{"inputs": [{digits}]}}').inputs["x"].tolist() == [math.inf]
+    padding = " " * json_text._SLOW
+    assert refusal(f'{{"inputs": [{digits}]}}{padding}').startswith("JSON Parse error: A number has too many digits")
+    assert refusal(f'{{"inputs": [1.0,]}}{padding}') == "JSON Parse error: Expecting value at offset: 16"
+    monkeypatch.setattr(json_text, "MAX_VALUES", 10)
+    assert read('{"inputs": [1,2,3,4,5,6,7,8]}').inputs["x"].shape == (8,)  # 7 commas and 2 brackets
+    assert refusal('{"inputs": [1,2,3,4,5,6,7,8,9,10]}') == "JSON Parse error: More than 10 values."
+
+
+def test_many_wrong_rows_are_refused_without_a_look_at_each():
+    rows = ", ".join(["1.0"] * 50_000)
+    assert refusal(f'{{"instances": [{rows}, "x"]}}').startswith('JSON Value: "x" Type: String is not of expected')
+    assert refusal(f'{{"instances": [{rows}, {{"x": 1}}]}}') == (
+        "Failed to process 'instances' list: its rows are not alike."
+    )
 
 
 def test_what_follows_the_document_is_ignored():
