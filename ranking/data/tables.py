@@ -214,7 +214,8 @@ def _columns(name: str, schema: Schema) -> dict[str, Column]:
     if name == "candidates":
         numbers = ("similarity", "pctr", "pcvr", "price", "score", "position_propensity", "exposure_propensity")
         scored = dict.fromkeys(numbers, optional_number)
-        return {"request_id": request, "item_id": item, "position": optional_count, **scored}
+        counts = {"position": optional_count, "pool": optional_count}
+        return {"request_id": request, "item_id": item, **counts, **scored}
     text = dict.fromkeys(("segment", "policy_id", "exploration"), optional_text)
     number = {"epsilon": optional_number, "temperature": optional_number, "slots": optional_count}
     return {"request_id": request, "timestamp": time, "user_id": user, **text, **number, **features("context", False)}

@@ -181,19 +181,20 @@ def order_finding(log: ReplayLog) -> Finding:
     plain = np.full(log.requests, log.exploration == ("none",)) if log.epsilon is None else log.epsilon == 0
     if not plain.any():
         return Finding("ok", "order", f"Every request explored ({', '.join(log.exploration)}): no order is certain.")
-    request, shown = log.request_of_row, log.position >= 0
+    request, shown, draw = log.request_of_row, log.position >= 0, log.draw_of_row
     rows = np.flatnonzero(shown & plain[request])
-    rows = rows[np.lexsort((log.position[rows], request[rows]))]
+    rows = rows[np.lexsort((log.position[rows], draw[rows]))]
     score = log.logged_score.astype(np.float64)
-    rises = (np.diff(score[rows]) > 0) & (np.diff(request[rows]) == 0)
+    rises = (np.diff(score[rows]) > 0) & (np.diff(draw[rows]) == 0)
     wrong = len(np.unique(request[rows[1:]][rises]))
     if wrong:
         line = f"{_few(wrong, int(plain.sum()), 'requests without exploration')} show items against their scores."
         return Finding("refuse", "order", line)
-    least, most = np.full(log.requests, np.inf), np.full(log.requests, -np.inf)
-    np.minimum.at(least, request[shown], score[shown])
-    np.maximum.at(most, request[~shown], score[~shown])
-    skipped = int((plain & (most > least) & (log.slots > 0)).sum())
+    draws = int(draw.max()) + 1
+    least, most = np.full(draws, np.inf), np.full(draws, -np.inf)
+    np.minimum.at(least, draw[shown], score[shown])
+    np.maximum.at(most, draw[~shown], score[~shown])
+    skipped = len(np.unique(request[plain[request] & (most > least)[draw]]))
     if skipped:
         many = _few(skipped, int(plain.sum()), "requests without exploration")
         return Finding(
@@ -222,6 +223,13 @@ def propensity_findings(log: ReplayLog, stated: set[str]) -> list[Finding]:
             "Propensities can't be checked: they need `score` and each request's exploration, temperature or epsilon."
         )
         found.append(Finding("warn", "propensities", line))
+    if log.pool is not None:
+        several = len(np.unique(log.request_of_row[log.pool != log.pool[log.offsets[:-1]][log.request_of_row]]))
+        line = (
+            f"{_few(several, log.requests, 'requests')} filled reserved places from a pool of their own: a replay "
+            "compares orders of all candidates, without reserved places."
+        )
+        found.append(Finding("ok", "reserved", line))
     for name, checked in (("exposure_propensity", checked_exposure), ("position_propensity", checked_position)):
         if getattr(log, name) is None:
             found.append(Finding("warn", "propensities", f"No `{name}`, and nothing that it could be made from."))

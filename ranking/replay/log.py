@@ -22,7 +22,7 @@ __all__ = ["METHODS", "Examination", "ReplayLog"]
 METHODS = ("stated", "estimated", "harvested")
 _PER_REQUEST = ("request_id", "timestamp", "user", "mature", "segment", "temperature", "epsilon")
 _ROW_COLUMNS = ("item", "position", "click", "conversion", "value", "new")
-_OPTIONAL_ROW_COLUMNS = ("exposure_propensity", "position_propensity", "logged_score", "category")
+_OPTIONAL_ROW_COLUMNS = ("exposure_propensity", "position_propensity", "logged_score", "category", "pool")
 # Chosen by the reader, or estimated: readings of one log that differ in these have one hash.
 _NOT_LOGGED = ("segment", "segment_column", "category", "category_column", "category_names", "new", "counts", "places")
 _OF_EXAMINATION = ("examination", "examination_covariance", "examination_method", "exposure_propensity")
@@ -89,6 +89,8 @@ class ReplayLog:
         temperature: float64 `[R]` or None. Of a Plackett-Luce policy; NaN where the request had another.
         epsilon: float64 `[R]` or None. Chance of a uniform order (0: sorted by score, 1: uniform); NaN where the
             request had a Plackett-Luce policy, or where nobody knows.
+        pool: int64 `[n]` or None. Where a request's places were filled by several draws, as reserved places are: the
+            candidates of a pool were drawn for the places that the pool is shown at.
         places: float32 `[shown, K]` or None. P(this row at place k) for the rows of
             `np.flatnonzero(position >= 0)`, where score and policy tell it.
         examination_covariance: float64 `[K, K]` or None. Of an estimated examination.
@@ -123,6 +125,7 @@ class ReplayLog:
     user_id: pd.Index = field(default_factory=lambda: pd.RangeIndex(0))
     temperature: np.ndarray | None = None
     epsilon: np.ndarray | None = None
+    pool: np.ndarray | None = None
     places: np.ndarray | None = None
     examination_covariance: np.ndarray | None = None
     examination_method: str = "stated"
@@ -192,10 +195,17 @@ class ReplayLog:
         """sha256 of what was logged, in hexadecimal: not of the examination, segments and categories read into it."""
         digest = hashlib.sha256()
         for name in sorted(column.name for column in fields(self)):
-            if name not in (*_NOT_LOGGED, *_OF_EXAMINATION):
+            if name not in (*_NOT_LOGGED, *_OF_EXAMINATION) and not (name == "pool" and self.pool is None):
                 digest.update(name.encode())
                 _update(digest, getattr(self, name))
         return digest.hexdigest()
+
+    @property
+    def draw_of_row(self) -> np.ndarray:
+        """Index of the draw that each candidate took part in, int64 `[n]`: of the request, where it had one draw."""
+        if self.pool is None:
+            return self.request_of_row
+        return np.unique(np.stack([self.request_of_row, self.pool]), axis=1, return_inverse=True)[1]
 
     def take(self, requests: np.ndarray) -> ReplayLog:
         """Some of the requests; the window stays.
@@ -273,7 +283,8 @@ class ReplayLog:
             if self.logged_score is not None and self.temperature is not None:
                 slots = np.maximum.reduceat(self.position, self.offsets[:-1]) + 1
                 log = (self.logged_score, self.offsets, self.position, theta)
-                exposure = log_propensities(*log, temperature=self.temperature, epsilon=self.epsilon, slots=slots)[1]
+                policy: dict[str, Any] = {"temperature": self.temperature, "epsilon": self.epsilon, "pool": self.pool}
+                exposure = log_propensities(*log, **policy, slots=slots)[1]
                 found = replace(found, exposure_propensity=exposure)
         return replace(
             found, examination=theta, examination_covariance=covariance, examination_method=examination.method
@@ -319,6 +330,7 @@ class ReplayLog:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(request))]).astype(np.int64)
         position = reading.position_of(rows, request, has_candidates)
         policy = reading.policy_of(requests)
+        pool = reading.pool_of(rows) if has_candidates else None
         theta = None if dataset.schema.examination is None else np.asarray(dataset.schema.examination, np.float64)
         types = {"score": np.float32, "position_propensity": np.float64, "exposure_propensity": np.float64}
         served = {name: rows[name].to_numpy(dtype) for name, dtype in types.items() if has_candidates and name in rows}
@@ -333,7 +345,7 @@ class ReplayLog:
             **labels,
             mature=mature,
             new=reading.new_rows(dataset, rows["item_id"], timestamp[request], start),
-            **reading.propensities_of(served, offsets, position, policy, theta),
+            **reading.propensities_of(served, offsets, position, policy, theta, pool),
             logged_score=served.get("score"),
             examination=theta,
             exploration=tuple(sorted(kinds)),
@@ -344,6 +356,7 @@ class ReplayLog:
             item_id=pd.Index(item_id),
             user_id=pd.Index(user_id),
             **policy,
+            pool=pool,
         )
 
 

@@ -10,7 +10,8 @@ import numba
 import numpy as np
 
 from ranking.errors import UserError
-from ranking.replay.race import race
+from ranking.replay.draws import Draws, draws_of
+from serving.race import LARGEST_SPREAD, expected_looks, race
 
 __all__ = [
     "check_policy",
@@ -20,7 +21,6 @@ __all__ = [
     "plackett_luce_propensities",
 ]
 
-_LARGEST_SPREAD = 600.0
 _CHUNK = 256  # requests a thread takes at a time
 _AGREEMENT = 1e-4  # relative, of a propensity in a log with what its score and policy give
 
@@ -94,6 +94,7 @@ def log_propensities(
     epsilon: Any = None,
     slots: Any = None,
     nodes: int = 64,
+    pool: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two propensity columns of a candidates log, from the scores as served and the policy's randomness.
 
@@ -108,6 +109,9 @@ def log_propensities(
             `epsilon_propensities`.
         slots: int array `[requests]`. How many places each request filled. Defaults to all of `examination`.
         nodes: int. Gauss-Legendre nodes. Defaults to `64`.
+        pool: int array `[n]`. Where the places of a request were filled by several draws (reserved places): the
+            candidates of one pool were drawn, apart from the others, for the places that the pool is shown at.
+            Defaults to one pool.
 
     Returns:
         `position_propensity` float64 `[n]`, P(item at its own position), NaN where not shown; and
@@ -117,15 +121,18 @@ def log_propensities(
         UserError: an argument breaks its rule.
     """
     theta = np.ascontiguousarray(examination, dtype=np.float64)
-    log = _checked_log(scores, offsets, position, theta.size, temperature, epsilon)
+    slots = np.full(len(offsets) - 1, theta.size) if slots is None else slots
+    draws = draws_of(offsets, position, theta.size, slots, pool)
+    log = _log_of(draws, scores, theta.size, temperature, epsilon)
     x, weight = np.polynomial.legendre.leggauss(nodes)
-    filled = np.full(log[3].size, theta.size) if slots is None else np.ascontiguousarray(slots, np.int64)
     last = np.maximum.reduceat(log[2], log[1][:-1])
+    filled = draws.filled
     if filled.shape != log[3].shape or (filled <= last).any() or filled.max() > theta.size:
         raise UserError(f"`slots` should hold for each request its filled places, at most {theta.size}.")
     at_position, exposure = np.full(log[0].size, np.nan), np.empty(log[0].size)
-    _in_threads(lambda a, b: _log(*log, filled, a, b, theta, x, weight, at_position, exposure), log[3].size)
-    return at_position, exposure
+    looks = theta[draws.where]  # [draws, K]
+    _in_threads(lambda a, b: _log(*log, filled, a, b, looks, x, weight, at_position, exposure), log[3].size)
+    return draws.back(at_position), draws.back(exposure)
 
 
 def place_propensities(
@@ -137,6 +144,7 @@ def place_propensities(
     temperature: Any = None,
     epsilon: Any = None,
     nodes: int = 40,
+    pool: Any = None,
 ) -> np.ndarray:
     """P(row at place k) for the shown rows of a log: what an examination is estimated from.
 
@@ -153,6 +161,7 @@ def place_propensities(
         epsilon: float or array `[requests]`, as in `log_propensities`.
         nodes: int. Gauss-Legendre nodes: with 40 the error is below that of a float32 up to 20 places.
             Defaults to `40`.
+        pool: int array `[n]`, as in `log_propensities`.
 
     Returns:
         float32 `[shown, K]`, in the order of `np.flatnonzero(position >= 0)`; 0 beyond the last place that a request
@@ -161,14 +170,14 @@ def place_propensities(
     Raises:
         UserError: an argument breaks its rule.
     """
-    log = _checked_log(scores, offsets, position, places, temperature, epsilon)
+    draws = draws_of(offsets, position, places, None, pool)
+    log = _log_of(draws, scores, places, temperature, epsilon)
     x, weight = np.polynomial.legendre.leggauss(nodes)
     shown = log[2] >= 0
-    first = np.concatenate([[0], np.cumsum(shown)])[log[1]]  # [requests + 1]: where the shown rows of each start
+    first = np.concatenate([[0], np.cumsum(shown)])[log[1]]  # [draws + 1]: where the shown rows of each start
     out = np.zeros((first[-1], places), np.float32)
-    filled = np.maximum.reduceat(log[2], log[1][:-1]) + 1
-    _in_threads(lambda a, b: _places(*log, filled, a, b, first, x, weight, out), log[3].size)
-    return out
+    _in_threads(lambda a, b: _places(*log, draws.filled, a, b, first, x, weight, out), log[3].size)
+    return draws.in_slate(out, shown)
 
 
 def check_policy(places: np.ndarray, own: np.ndarray, theta: np.ndarray | None, stated: dict[str, np.ndarray]) -> None:
@@ -206,6 +215,14 @@ def _in_threads(run: Callable[[int, int], None], requests: int) -> None:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda start: run(start, min(start + _CHUNK, requests)), starts))
+
+
+def _log_of(
+    draws: Draws, scores: Any, places: int, temperature: Any, epsilon: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`_checked_log` of the draws."""
+    policy = (draws.of_request(temperature), draws.of_request(epsilon))
+    return _checked_log(draws.ordered(scores), draws.offsets, draws.place, places, *policy)
 
 
 def _checked_log(
@@ -253,9 +270,9 @@ def _checked_scores(values: Any, name: str, slots: int) -> np.ndarray:
 
 
 def _check_spread(spread: float) -> None:
-    if spread > _LARGEST_SPREAD:
+    if spread > LARGEST_SPREAD:
         raise UserError(
-            f"`logits` of one request should span less than {_LARGEST_SPREAD:.0f}; raise the temperature or use the "
+            f"`logits` of one request should span less than {LARGEST_SPREAD:.0f}; raise the temperature or use the "
             f"deterministic policy. Received: {spread:.1f}."
         )
 
@@ -290,17 +307,18 @@ def _log(
     at_position: np.ndarray,
     exposure: np.ndarray,
 ) -> None:
-    """Request after request; epsilon < 0 stands for Plackett-Luce."""
-    for request in range(first, end):
-        start, stop = offsets[request], offsets[request + 1]
-        out = np.empty((stop - start, slots[request]))
-        if epsilon[request] < 0:
-            everything = np.ones(stop - start, np.bool_)
-            race(np.exp(logits[start:stop] - logits[start:stop].max()), everything, x, weight, out)
-        else:
-            _epsilon(logits[start:stop], epsilon[request], out)
+    """Draw after draw, `theta` [draws, K]; epsilon < 0 stands for Plackett-Luce."""
+    for draw in range(first, end):
+        start, stop = offsets[draw], offsets[draw + 1]
+        looks = theta[draw, : slots[draw]]
+        if epsilon[draw] < 0:
+            rates = np.exp(logits[start:stop] - logits[start:stop].max())
+            expected_looks(rates, position[start:stop], looks, x, weight, exposure[start:stop], at_position[start:stop])
+            continue
+        out = np.empty((stop - start, slots[draw]))
+        _epsilon(logits[start:stop], epsilon[draw], out)
         for i in range(start, stop):
-            exposure[i] = np.dot(out[i - start], theta[: slots[request]])
+            exposure[i] = np.dot(out[i - start], looks)
             if position[i] >= 0:
                 at_position[i] = out[i - start, position[i]]
 

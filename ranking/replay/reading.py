@@ -20,6 +20,7 @@ __all__ = [
     "labels_of",
     "mature_requests",
     "new_rows",
+    "pool_of",
     "policy_of",
     "position_of",
     "propensities_of",
@@ -100,6 +101,12 @@ def position_of(rows: pd.DataFrame, request: np.ndarray, has_candidates: bool) -
         return rows["position"].to_numpy(np.int32)
     first = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
     return (np.arange(len(request)) - np.repeat(first, np.diff(np.r_[first, len(request)]))).astype(np.int32)
+
+
+def pool_of(rows: pd.DataFrame) -> np.ndarray | None:
+    """Which draw each candidate took part in, int64 `[n]`; None where all of the table took part in one."""
+    pool = rows["pool"].to_numpy(np.int64) if "pool" in rows else np.zeros(1, np.int64)
+    return pool if (pool != pool[0]).any() else None
 
 
 def labels_of(dataset: Dataset, rows: pd.DataFrame) -> tuple[dict[str, Any], int]:
@@ -244,6 +251,7 @@ def propensities_of(
     position: np.ndarray,
     policy: dict[str, Any],
     theta: np.ndarray | None,
+    pool: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The fields `places`, `position_propensity` and `exposure_propensity` of a log.
 
@@ -256,6 +264,7 @@ def propensities_of(
         position: int32 `[n]`.
         policy: dict. From `policy_of`.
         theta: float64 `[K]` or None. The examination.
+        pool: int64 `[n]` or None. See `log_propensities`.
     """
     found: dict[str, Any] = {name: column for name, column in columns.items() if name != "score"}
     shown = position >= 0
@@ -264,13 +273,13 @@ def propensities_of(
         return found
     log = (columns["score"], offsets, position)
     count = max(int(position.max()) + 1, 0 if theta is None else len(theta))
-    places = place_propensities(*log, count, **policy)
+    places = place_propensities(*log, count, **policy, pool=pool)
     explored = np.repeat(policy["epsilon"] != 0, np.diff(offsets))[shown]
     stated = {name: column[shown][explored] for name, column in found.items()}
     check_policy(places[explored], position[shown][explored], theta, stated)
     if "exposure_propensity" not in found and theta is not None and len(theta) == count:
         slots = np.maximum.reduceat(position, offsets[:-1]) + 1
-        found["exposure_propensity"] = log_propensities(*log, theta, **policy, slots=slots)[1]
+        found["exposure_propensity"] = log_propensities(*log, theta, **policy, slots=slots, pool=pool)[1]
     if "position_propensity" not in found:
         own = np.full(len(position), np.nan)
         own[shown] = places[np.arange(len(places)), position[shown]]

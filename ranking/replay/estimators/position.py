@@ -135,9 +135,14 @@ class E4PositionIPS:
         """The estimate of each request as a sum over its matches, and what the gates need, see `RankSums`.
 
         Raises:
-            UserError: no position propensities, any that is not in (0, 1] or of another kind, clicks that are the same
-                everywhere, or one user only.
+            UserError: no position propensities, any that is not in (0, 1] or of another kind, reserved places, clicks
+                that are the same everywhere, or one user only.
         """
+        if log.pool is not None:
+            raise UserError(
+                "E4 needs a log where every candidate could stand at every place. Received: reserved places, drawn "
+                "from a `pool` of their own; E3 needs no more than that each candidate could be shown somewhere."
+            )
         return _matched(log, production, 1 / checked_position(log, self.name), ratio=False)
 
 

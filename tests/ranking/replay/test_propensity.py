@@ -137,6 +137,7 @@ def test_log_columns_by_hand():
         (lambda: log_propensities([0.0], [0, 1], [0], [1.0], temperature=1.0, epsilon=0.1), "either `temperature`"),
         (lambda: place_propensities([0.0], [0, 1], [0], 1, temperature=[math.nan], epsilon=[math.nan]), "each request"),
         (lambda: place_propensities([0.0], [0, 1], [0], 1, epsilon=[1.5]), "epsilon=1.5"),
+        (lambda: log_propensities([0.0], [0, 1], [0], [1.0], epsilon=0.1, pool=[0, 1]), "`pool`"),
         (lambda: log_propensities([0.0, 9e3], [0, 2], [0, -1], [1.0], temperature=1.0), "span less than 600"),
     ],
 )
@@ -212,3 +213,67 @@ def test_propensities_of_another_policy_are_refused():
         check_policy(
             places, position[shown], theta, {"position_propensity": np.where(np.arange(160), at[shown], np.nan)}
         )
+
+
+def test_pools_by_hand():
+    # Three places, the second reserved. Pool 0: odds 3 : 1 for places 0 and 2; pool 1: odds 1 : 1 for place 1.
+    # exposures with theta 1, .5, .2: 3/4 1 + 1/4 .2 = .8; 1/4 1 + 3/4 .2 = .4; 1/2 .5 = .25 each
+    scores, pool, position = [math.log(3), 0.0, 0.0, 0.0], [0, 1, 0, 1], [0, -1, 2, 1]
+    log = (scores, [0, 4], position)
+    at, exposure = log_propensities(*log, [1.0, 0.5, 0.2], temperature=1.0, pool=pool)
+    np.testing.assert_allclose(at, [0.75, np.nan, 0.75, 0.5], atol=1e-12)
+    np.testing.assert_allclose(exposure, [0.8, 0.25, 0.4, 0.25], atol=1e-12)
+    places = place_propensities(*log, 3, temperature=1.0, pool=pool)
+    np.testing.assert_allclose(places, [[0.75, 0, 0.25], [0.25, 0, 0.75], [0, 0.5, 0]], atol=1e-7)
+    # epsilon .2: within each pool .1 + .8 for the place of its own order; of equal scores the first is better
+    at, exposure = log_propensities(*log, [1.0, 0.5, 0.2], epsilon=[0.2], pool=pool)
+    np.testing.assert_allclose(at, [0.9, np.nan, 0.9, 0.1], atol=1e-12)
+    np.testing.assert_allclose(exposure, [0.92, 0.45, 0.28, 0.05], atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_pool_is_a_request_of_its_own_with_other_places(seed):
+    generator = np.random.default_rng(seed)
+    theta = np.sort(generator.uniform(0.1, 1, 6))[::-1]
+    scores, offsets, position, pool, expected, own = [], [0], [], [], [], []
+    for _ in range(3):
+        free, rows = list(generator.permutation(6)[: generator.integers(2, 7)]), []
+        cut = int(generator.integers(0, len(free) + 1))
+        for number, places in ((4, sorted(free[:cut])), (9, sorted(free[cut:]))):
+            size = len(places) + int(generator.integers(0 if places else 1, 3))
+            logits = 2 * generator.normal(size=size)
+            exact = plackett_luce_propensities(logits, max(len(places), 1))[:, : len(places)]
+            shown = generator.permutation(size)
+            for i in range(size):
+                local = int(np.flatnonzero(shown == i)[0])
+                at = places[local] if local < len(places) else -1
+                rows.append((logits[i], at, number, exact[i] @ theta[places], exact[i, local] if at >= 0 else np.nan))
+        rows = [rows[i] for i in generator.permutation(len(rows))]
+        offsets.append(offsets[-1] + len(rows))
+        for column, values in zip((scores, position, pool, expected, own), zip(*rows, strict=True), strict=True):
+            column.extend(values)
+    kept = np.array(pool)
+    at, exposure = log_propensities(scores, offsets, position, theta, temperature=1.0, pool=kept)
+    np.testing.assert_allclose(exposure, expected, atol=1e-10)
+    np.testing.assert_allclose(at, own, atol=1e-10)
+    places = place_propensities(scores, offsets, position, 6, temperature=[1.0] * 3, pool=kept)
+    shown = np.array(position) >= 0
+    np.testing.assert_allclose(places @ theta, exposure[shown], atol=1e-6)
+    np.testing.assert_allclose(places[np.arange(shown.sum()), np.array(position)[shown]], at[shown], atol=1e-6)
+
+
+def test_one_pool_a_request_is_no_pool():
+    generator = np.random.default_rng(3)
+    scores, offsets, position = generator.normal(size=9), [0, 4, 9], [0, 2, -1, 1, 1, -1, -1, -1, 0]
+    log = (scores, offsets, position, [1.0, 0.6, 0.3])
+    for slots in ([3, 2], None):
+        plain = log_propensities(*log, temperature=0.7, slots=slots)
+        pooled = log_propensities(*log, temperature=0.7, slots=slots, pool=[1] * 4 + [0] * 5)
+        np.testing.assert_array_equal(plain, pooled)
+
+
+def test_a_request_that_showed_nothing_was_looked_at_nowhere():
+    at, exposure = log_propensities([1.0, 0.0, 2.0], [0, 2, 3], [-1, -1, 0], [1.0], temperature=1.0, slots=[0, 1])
+    np.testing.assert_allclose(at, [np.nan, np.nan, 1.0], atol=1e-12)
+    np.testing.assert_allclose(exposure, [0, 0, 1], atol=1e-12)
