@@ -43,10 +43,15 @@ class Admission:
         if self.queue < 0:
             raise ServingError(f"`queue` should not be negative. Received: queue={queue}.")
         self._waiting: deque[Place] = deque()
-        self._running = 0
+        self._running = self._refused = 0
         self._draining = self._closed = False
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Requests `running` and `waiting` now, and `refused` so far for want of room."""
+        return {"running": self._running, "waiting": len(self._waiting), "refused": self._refused}
 
     def check(self) -> None:
         """Refuses where `enter` would, before anything is read of the request.
@@ -57,7 +62,7 @@ class Admission:
         if self._draining:
             raise Unavailable("The server is shutting down.")
         if self._running >= self.limit and len(self._waiting) >= self.queue:
-            raise _exhausted(self.queue)
+            raise self._exhausted()
 
     def enter(self, deadline: float | None = None) -> "Place":
         """Takes a place, without waiting for its turn.
@@ -81,7 +86,7 @@ class Admission:
             elif len(self._waiting) < self.queue:
                 self._waiting.append(place)
             else:
-                raise _exhausted(self.queue)
+                raise self._exhausted()
         return place
 
     def drain(self, seconds: float) -> bool:
@@ -98,6 +103,11 @@ class Admission:
                 place._left = True
                 place._turn.release()
             self._waiting.clear()
+
+    def _exhausted(self) -> RequestError:
+        self._refused += 1
+        words = f"The server has too much to do: {self.queue} requests wait already."
+        return RequestError(words, "RESOURCE_EXHAUSTED")
 
     def _give_back(self) -> None:
         """One that was worked on is done: the next may start. The lock is held."""
@@ -157,7 +167,3 @@ class Place:
     ) -> None:
         with self._admission._lock:
             self._admission._give_back()
-
-
-def _exhausted(queue: int) -> RequestError:
-    return RequestError(f"The server has too much to do: {queue} requests wait already.", "RESOURCE_EXHAUSTED")

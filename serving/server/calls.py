@@ -1,5 +1,6 @@
 """What every gRPC call has in common: which model it asks for, and how an error becomes its status."""
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +15,23 @@ MAX_MESSAGE = 1024  # characters of an error
 
 def answer(context: Any, work: Callable[[], Any]) -> Any:
     """Runs `work`; an error becomes the status of the call."""
-    import grpc
-
     try:
         return work()
     except RequestError as error:
         code, message = error.code, error.message
     except Exception:
-        _log.exception("gRPC request failed")
+        _log.exception("a gRPC request failed")
         code, message = "INTERNAL", "internal error: see the server's log"
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "...TRUNCATED"
-    statuses = {status.value[0]: status for status in grpc.StatusCode}
-    return context.abort(statuses[CODES.index(code)], message)
+    return context.abort(_statuses()[CODES.index(code)], message)
+
+
+@functools.cache
+def _statuses() -> dict[int, Any]:
+    import grpc
+
+    return {status.value[0]: status for status in grpc.StatusCode}
 
 
 def model_spec(request: Any) -> tuple[str, int | None, str]:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
@@ -15,16 +17,22 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from serving.errors import HTTP_STATUS, InvalidArgument, RequestError, Unimplemented
+from serving.protos import messages
+from serving.server.admission import Admission, Place
+from serving.server.body import Bodies, BodyRefused, unpacked
 from serving.server.bundle import DEFAULT_SIGNATURE
 from serving.server.decode import parse_predict
 from serving.server.encode import columnar_reply, error_reply, live_reply, row_reply
+from serving.server.metrics import Metrics
 from serving.server.versions import Models
 
 __all__ = ["RestServer"]
 
 _log = logging.getLogger("serving")
-TIMEOUT = 30.0
-MAX_REQUEST_BYTES = 64 << 20
+TIMEOUT = 30.0  # seconds for a request, waiting included
+IDLE_SECONDS = 60.0  # for a request's headers, and between two requests of a connection
+METRICS_PATH = "/monitoring/prometheus/metrics"
+_Answer = tuple[int, bytes, str]  # HTTP status, body, code
 
 _PREDICT = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
@@ -43,18 +51,26 @@ _NOT_FOUND = b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>No
 class RestServer:
     """Answers REST requests on a bound socket.
 
-    The event loop only moves bytes; reading JSON, running the model and writing JSON happen in a pool of threads.
+    The event loop only moves bytes; reading JSON, running the model and writing JSON happen in threads, in as many at
+    a time as `admission` lets. Questions after the state wait for nothing and are never refused for want of room.
 
     Args:
         models: Models.
         bound: socket. Bound, not yet listening.
-        workers: int. Requests answered at the same time; more wait.
+        admission: Admission.
+        metrics: Metrics. Told of every predict, and answered with. Defaults to one of its own.
     """
 
-    def __init__(self, models: Models, bound: socket.socket, workers: int) -> None:
+    def __init__(
+        self, models: Models, bound: socket.socket, admission: Admission, metrics: Metrics | None = None
+    ) -> None:
         self._models = models
         self._socket = bound
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="serving-rest")
+        self._admission = admission
+        self._metrics = metrics or Metrics()
+        self._bodies = Bodies()
+        self._pool = ThreadPoolExecutor(admission.limit + admission.queue, thread_name_prefix="serving-rest")
+        self._questions = ThreadPoolExecutor(1, thread_name_prefix="serving-state")
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="serving-rest", daemon=True)
@@ -65,17 +81,27 @@ class RestServer:
         self._ready.wait()
 
     def stop(self) -> None:
-        """Lets running requests end, then closes."""
+        """Lets running requests end, then closes the connections."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._pool.shutdown()
+        self._questions.shutdown()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         # Catch-all instead of routes: the paths are matched as they were sent, escapes and case included.
-        application = web.Application(client_max_size=MAX_REQUEST_BYTES)
+        application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            shutdown_timeout=5.0,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=1.0,
+            auto_decompress=False,
+        )
 
         async def listen() -> None:
             await runner.setup()
@@ -96,34 +122,43 @@ class RestServer:
             return web.Response(
                 status=200 if allowed else 400, headers={"Content-Type": "text/html; charset=ISO-8859-1"}
             )
+        if path == METRICS_PATH and request.method == "GET":
+            text = await self._loop.run_in_executor(self._questions, self._metrics.text)
+            return web.Response(body=text.encode(), content_type="text/plain")
         if not re.match(r"/v1/", path, re.IGNORECASE):
             response = web.Response(status=404, body=_NOT_FOUND, content_type="text/html")
             response.force_close()
             return response
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            message = f"The request body is larger than {MAX_REQUEST_BYTES} bytes."
-            return _json_response(413, error_reply(message))
-        except (web.RequestPayloadError, web.HTTPBadRequest) as error:
-            return _json_response(400, error_reply(f"The request body can not be read: {error}"))
-        status, reply = await self._loop.run_in_executor(self._pool, self._answer, request.method, path, body)
+        started = time.monotonic()
+        predict = _PREDICT.fullmatch(path) if request.method == "POST" else None
+        if predict is None or predict["verb"] != "predict":
+            work = functools.partial(self._ask, request.method, path)
+            return _json_response(*(await self._loop.run_in_executor(self._questions, _answered, work))[:2])
+        status, reply, code = await self._predicted(request, predict)
+        name = unquote(predict["name"])
+        self._metrics.observe(name, "predict", "REST", code, time.monotonic() - started)
         return _json_response(status, reply)
 
-    def _answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    async def _predicted(self, request: web.Request, found: re.Match[str]) -> _Answer:
         try:
-            return 200, self._dispatch(method, path, body)
+            self._admission.check()
+            body = await self._bodies.read(request)
+            deadline = time.monotonic() + TIMEOUT
+            place = self._admission.enter(deadline)
+        except BodyRefused as error:
+            return error.status, error_reply(str(error)), "INVALID_ARGUMENT"
         except RequestError as error:
-            return HTTP_STATUS[error.code], error_reply(error.message) if error.message else b""
-        except Exception:
-            _log.exception("%s %s", method, path)
-            return 500, error_reply("internal error: see the server's log")
+            return _failed(error)
+        encoding = request.headers.get("Content-Encoding", "")
+        try:
+            work = functools.partial(self._predict, found, body, encoding, place, deadline)
+            return await self._loop.run_in_executor(self._pool, _answered, work)
+        finally:
+            place.leave()  # when the client has gone; nothing once the work has begun
 
-    def _dispatch(self, method: str, path: str, body: bytes) -> bytes:
+    def _ask(self, method: str, path: str) -> bytes:
         if method == "POST" and (found := _PREDICT.fullmatch(path)):
-            name, version, label = _spec(found)
-            if found["verb"] == "predict":
-                return self._predict(name, version, label, body)
+            _spec(found)
             if found["verb"] in ("classify", "regress"):
                 raise Unimplemented(f"{found['verb']} is not supported by this server: use predict.")
         elif method == "GET" and (found := _STATUS.fullmatch(path)):
@@ -137,8 +172,9 @@ class RestServer:
             return live_reply(self._models.live(unquote(found["name"])))
         raise InvalidArgument(f"Malformed request: {method} {path}")
 
-    def _predict(self, name: str, version: int | None, label: str, body: bytes) -> bytes:
-        with contextlib.ExitStack() as stack:
+    def _predict(self, found: re.Match[str], body: bytes, encoding: str, place: Place, deadline: float) -> bytes:
+        with place, contextlib.ExitStack() as stack:
+            name, version, label = _spec(found)
             held = []
 
             def signature_inputs(signature: str) -> Mapping[str, Any]:
@@ -148,9 +184,11 @@ class RestServer:
                     raise InvalidArgument(f'Serving signature name: "{signature}" not found in signature def')
                 return held[0].signatures[signature].inputs
 
-            asked = parse_predict(body, signature_inputs)
-            outputs = held[0].predict(asked.inputs, signature=asked.signature, timeout=TIMEOUT)
-        return row_reply(outputs) if asked.row else columnar_reply(outputs)
+            asked = parse_predict(unpacked(body, encoding), signature_inputs)
+            started = time.monotonic()
+            outputs = held[0].predict(asked.inputs, signature=asked.signature, timeout=max(deadline - started, 0.001))
+            self._metrics.observe_runtime(name, "predict", time.monotonic() - started)
+            return row_reply(outputs) if asked.row else columnar_reply(outputs)
 
     def _status(self, name: str, version: int | None) -> bytes:
         statuses = [
@@ -166,23 +204,42 @@ class RestServer:
 
     def _metadata(self, name: str, version: int | None, label: str) -> bytes:
         from google.protobuf.json_format import MessageToJson
-        from tensorflow_serving.apis.get_model_metadata_pb2 import SignatureDefMap
 
+        found = messages("tensorflow_serving/apis/get_model_metadata.proto").SignatureDefMap()
         with self._models.use(name, version, label) as (number, bundle):
-            signatures = MessageToJson(
-                SignatureDefMap(signature_def=bundle.signatures),
-                preserving_proto_field_name=True,
-                always_print_fields_with_no_presence=True,
-                indent=1,
-                ensure_ascii=False,
-            )
+            for signature, definition in bundle.signatures.items():
+                found.signature_def[signature].MergeFromString(definition.SerializeToString())
+        signatures = MessageToJson(
+            found,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            indent=1,
+            ensure_ascii=False,
+        )
         spec = json.dumps({"name": name, "signature_name": "", "version": str(number)}, indent=1, ensure_ascii=False)
         return f'{{\n"model_spec":{spec}\n,\n"metadata": {{"signature_def": {signatures}\n}}\n}}\n'.encode()
 
 
+def _answered(work: Callable[[], bytes]) -> _Answer:
+    try:
+        return 200, work(), "OK"
+    except RequestError as error:
+        return _failed(error)
+    except BodyRefused as error:
+        return error.status, error_reply(str(error)), "INVALID_ARGUMENT"
+    except Exception:
+        _log.exception("a REST request failed")
+        return 500, error_reply("internal error: see the server's log"), "INTERNAL"
+
+
+def _failed(error: RequestError) -> _Answer:
+    return HTTP_STATUS[error.code], error_reply(error.message) if error.message else b"", error.code
+
+
 def _spec(found: re.Match[str]) -> tuple[str, int | None, str]:
     """Model name ("" when there is none), version and label of a path."""
-    version = int(found["version"]) if found["version"] else None
+    digits = (found["version"] or "").lstrip("0")
+    version = int(digits[:20] or 0) if found["version"] else None  # not thousands of them
     if version is not None and version >= 1 << 63:
         raise InvalidArgument("")  # TensorFlow Serving answers with an empty body
     return unquote(found["name"] or ""), version, unquote(found["label"] or "")

@@ -1,43 +1,44 @@
-"""The gRPC services: Predict, GetModelMetadata and GetModelStatus with TensorFlow Serving's codes and texts."""
+"""The gRPC server: Predict and GetModelMetadata with TensorFlow Serving's codes and texts, and the services beside."""
 
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
-from serving.errors import InvalidArgument, ServingError
+from serving.errors import InvalidArgument, RequestError, ServingError
+from serving.protos import messages
+from serving.server.admission import MAX_REQUEST_BYTES, Admission
 from serving.server.bundle import DEFAULT_SIGNATURE
 from serving.server.calls import answer, model_spec, unimplemented
-from serving.server.model_service import ModelService
+from serving.server.metrics import Metrics
+from serving.server.predict_wire import read_inputs, write_response
 from serving.server.versions import Models
 
 __all__ = ["start_grpc"]
 
-MAX_ELEMENTS = 1 << 27  # of a tensor whose single value is repeated
-
-# numpy dtype -> the field that carries its values
-_FIELDS = {
-    "float32": "float_val",
-    "float64": "double_val",
-    "int64": "int64_val",
-    "bool": "bool_val",
-    "uint32": "uint32_val",
-    "uint64": "uint64_val",
-    "int32": "int_val",
-    "int16": "int_val",
-    "int8": "int_val",
-    "uint8": "int_val",
-    "uint16": "int_val",
-}
+SERVICE = "tensorflow.serving.PredictionService"
+BESIDE = 32  # calls beyond those that work or wait: messages on their way, questions after the state
+FOREVER = 1e6  # seconds; gRPC says a number like this where the client gave no deadline
 
 
-def start_grpc(models: Models, address: str, workers: int) -> tuple[Any, int]:
+def start_grpc(
+    models: Models,
+    address: str,
+    admission: Admission,
+    metrics: Metrics | None = None,
+    services: Iterable[Callable[[Any], None]] = (),
+) -> tuple[Any, int]:
     """Starts the gRPC server.
+
+    A call has a thread from its first byte on, waiting included, and there are as many threads as `admission` lets in
+    and a few more: gRPC refuses further calls by itself, at a fraction of what a call costs.
 
     Args:
         models: Models.
         address: str. `host:port`; port 0 takes a free one.
-        workers: int. Requests answered at the same time; more wait.
+        admission: Admission.
+        metrics: Metrics. Told of every Predict. Defaults to none.
+        services: iterable of callable. Services beside, each added by a call with the `grpc.Server`. Defaults to none.
 
     Returns:
         The `grpc.Server` and its port.
@@ -46,17 +47,27 @@ def start_grpc(models: Models, address: str, workers: int) -> tuple[Any, int]:
         ServingError: the port is in use.
     """
     import grpc
-    from tensorflow_serving.apis.model_service_pb2_grpc import add_ModelServiceServicer_to_server
-    from tensorflow_serving.apis.prediction_service_pb2_grpc import add_PredictionServiceServicer_to_server
+
+    from serving.server.guard import Guard
 
     options = [
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", 16 << 10),
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="serving-grpc"), options=options)
-    add_PredictionServiceServicer_to_server(_PredictionService(models), server)
-    add_ModelServiceServicer_to_server(ModelService(models), server)
+    calls = admission.limit + admission.queue + BESIDE
+    server = grpc.server(
+        ThreadPoolExecutor(calls, thread_name_prefix="serving-grpc"),
+        options=options,
+        interceptors=[Guard(admission, [f"/{SERVICE}/Predict"])],
+        maximum_concurrent_rpcs=calls,
+    )
+    prediction = _PredictionService(models, admission, metrics)
+    handlers = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in prediction.calls.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    for add in services:
+        add(server)
     port_text = address.rsplit(":", 1)[1]
     try:
         port = server.add_insecure_port(address)
@@ -67,80 +78,78 @@ def start_grpc(models: Models, address: str, workers: int) -> tuple[Any, int]:
 
 
 class _PredictionService:
-    """`tensorflow.serving.PredictionService`."""
+    """`tensorflow.serving.PredictionService`: bytes in, bytes out, so that reading them waits its turn too."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, admission: Admission, metrics: Metrics | None) -> None:
         self._models = models
+        self._admission = admission
+        self._metrics = metrics
+        self.calls: dict[str, Callable[[bytes, Any], bytes]] = {
+            "Predict": lambda message, context: answer(context, lambda: self._predict(message, context)),
+            "GetModelMetadata": lambda message, context: answer(context, lambda: self._metadata(message)),
+            **{name: _refusal(name) for name in ("Classify", "Regress", "MultiInference")},
+        }
 
-    def Predict(self, request: Any, context: Any) -> Any:
-        return answer(context, lambda: self._predict(request, context.time_remaining()))
+    def _predict(self, message: bytes, context: Any) -> bytes:
+        started = time.monotonic()
+        seconds = context.time_remaining()
+        deadline = None if seconds is None or seconds > FOREVER else started + seconds
+        model, code = "", "OK"
+        try:
+            place = self._admission.enter(deadline)
+            if not context.add_callback(place.leave):  # called when the client goes away
+                place.leave()
+            with place:
+                request = _parsed(message, "predict", "PredictRequest")
+                model = request.model_spec.name
+                return self._run(request, deadline)
+        except RequestError as error:
+            code = error.code
+            raise
+        except Exception:
+            code = "INTERNAL"
+            raise
+        finally:
+            if self._metrics is not None:
+                self._metrics.observe(model, "Predict", "GRPC", code, time.monotonic() - started)
 
-    def GetModelMetadata(self, request: Any, context: Any) -> Any:
-        return answer(context, lambda: self._metadata(request))
-
-    def Classify(self, request: Any, context: Any) -> Any:
-        return answer(context, lambda: unimplemented("Classify"))
-
-    def Regress(self, request: Any, context: Any) -> Any:
-        return answer(context, lambda: unimplemented("Regress"))
-
-    def MultiInference(self, request: Any, context: Any) -> Any:
-        return answer(context, lambda: unimplemented("MultiInference"))
-
-    def _predict(self, request: Any, timeout: float | None) -> Any:
-        from tensorflow_serving.apis.predict_pb2 import PredictResponse
-
+    def _run(self, request: Any, deadline: float | None) -> bytes:
         name, version, label = model_spec(request)
         signature = request.model_spec.signature_name
         with self._models.use(name, version, label) as (number, bundle):
-            inputs = {alias: _from_proto(alias, proto) for alias, proto in request.inputs.items()}
+            inputs = read_inputs(request)
+            timeout = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            started = time.monotonic()
             outputs = bundle.predict(inputs, signature=signature, output_filter=request.output_filter, timeout=timeout)
-        response = PredictResponse()
-        response.model_spec.name = name
-        response.model_spec.version.value = number
-        response.model_spec.signature_name = signature or DEFAULT_SIGNATURE
-        for alias, array in outputs.items():
-            _to_proto(array, response.outputs[alias])
-        return response
+            if self._metrics is not None:
+                self._metrics.observe_runtime(name, "Predict", time.monotonic() - started)
+        return write_response(name, number, signature or DEFAULT_SIGNATURE, outputs)
 
-    def _metadata(self, request: Any) -> Any:
-        from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataResponse, SignatureDefMap
-
+    def _metadata(self, message: bytes) -> bytes:
+        kinds = messages("tensorflow_serving/apis/get_model_metadata.proto")
+        request = _parsed(message, "get_model_metadata", "GetModelMetadataRequest")
         name, version, label = model_spec(request)
         if not request.metadata_field:
             raise InvalidArgument("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
             if field != "signature_def":
                 raise InvalidArgument(f"Metadata field {field} is not supported")
-        response = GetModelMetadataResponse()
+        response, signatures = kinds.GetModelMetadataResponse(), kinds.SignatureDefMap()
         with self._models.use(name, version, label) as (number, bundle):
-            response.metadata["signature_def"].Pack(SignatureDefMap(signature_def=bundle.signatures))
+            for signature, definition in bundle.signatures.items():
+                signatures.signature_def[signature].MergeFromString(definition.SerializeToString())
+        response.metadata["signature_def"].type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+        response.metadata["signature_def"].value = signatures.SerializeToString()
         response.model_spec.name = name
         response.model_spec.version.value = number
-        return response
+        return response.SerializeToString()
 
 
-def _from_proto(alias: str, proto: Any) -> np.ndarray:
-    import tensorflow as tf
+def _parsed(message: bytes, file: str, kind: str) -> Any:
+    from serving.server.guard import parsed
 
-    sizes = [dimension.size for dimension in proto.tensor_shape.dim]
-    if proto.tensor_shape.unknown_rank or min(sizes, default=0) < 0 or np.prod(sizes, dtype=float) > MAX_ELEMENTS:
-        raise InvalidArgument(f"tensor parsing error: {alias}")
-    try:
-        return tf.make_ndarray(proto)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"tensor parsing error: {alias}") from error
+    return parsed(message, getattr(messages(f"tensorflow_serving/apis/{file}.proto"), kind).FromString)
 
 
-def _to_proto(array: np.ndarray, proto: Any) -> None:
-    """Fills typed value fields, which every client can read, rather than packed bytes."""
-    import tensorflow as tf
-
-    field = _FIELDS.get(array.dtype.name)
-    if field is None:  # strings, half and complex numbers
-        proto.CopyFrom(tf.make_tensor_proto(array, dtype=tf.as_dtype(array.dtype)))
-        return
-    proto.dtype = tf.as_dtype(array.dtype).as_datatype_enum
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
-    getattr(proto, field).extend(array.reshape(-1).tolist())
+def _refusal(name: str) -> Callable[[bytes, Any], Any]:
+    return lambda message, context: answer(context, lambda: unimplemented(name))
