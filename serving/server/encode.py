@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from serving.server.versions import VersionStatus
 
 __all__ = ["columnar_reply", "error_reply", "live_reply", "row_reply"]
 
+LIVE_BYTES = 4000  # gRPC takes 8 KiB for all headers of a reply
 _BOOLS = np.array([b"false", b"true"], object)
 
 
@@ -22,8 +24,22 @@ def error_reply(message: str) -> bytes:
 
 
 def live_reply(status: VersionStatus) -> bytes:
-    """`{"version": .., "state": .., "hashes": {..}}` on one line: not TensorFlow Serving's, it has no such reply."""
-    content = {"version": str(status.version), "state": status.state, "hashes": dict(status.hashes)}
+    """What answers and what it is made of, on one line: not TensorFlow Serving's, it has no such reply.
+
+    `{"version": .., "state": .., "pinned": .., "hashes": {..}, "facts": {..}}`; what would make it too long for a
+    header of a gRPC reply is left out, and `"left_out"` counts it.
+    """
+    content: dict[str, Any] = {"version": str(status.version), "state": status.state}
+    room = LIVE_BYTES
+    for name, found in (("pinned", status.pinned), ("hashes", status.hashes), ("facts", status.facts)):
+        content[name] = None if found is None else {}
+        for key, value in (found or {}).items():
+            size = len(json.dumps({key: value}))
+            if size <= room:
+                content[name][key] = value
+                room -= size
+            else:
+                content["left_out"] = content.get("left_out", 0) + 1
     return json.dumps(content).encode()
 
 

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from serving.errors import CODES, InvalidArgument, NotFound
+from serving.protos import messages
 from serving.rpc import LIVE_METADATA
 from serving.server.calls import answer, model_spec
 from serving.server.encode import live_reply
@@ -15,6 +16,7 @@ from serving.server.versions import Models
 __all__ = ["ModelService"]
 
 _log = logging.getLogger("serving")
+SERVICE = "tensorflow.serving.ModelService"
 _STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}
 RELOAD_SECONDS = 300.0  # for the models of a reload whose client waits without a limit
 MAX_METRICS = 100  # of a reload's metric_names
@@ -25,12 +27,29 @@ class ModelService:
 
     Args:
         models: Models.
-        metrics: Metrics. A reload may ask for its counters. Defaults to one without any.
+        metrics: Metrics. A reload may ask for its counters. Defaults to one of its own.
     """
 
     def __init__(self, models: Models, metrics: Metrics | None = None) -> None:
         self._models = models
         self._metrics = metrics or Metrics()
+
+    def add_to(self, server: Any) -> None:
+        """Registers the service with a `grpc.Server` that has not started."""
+        import grpc
+
+        calls = {
+            "GetModelStatus": (self.GetModelStatus, _messages("get_model_status").GetModelStatusRequest),
+            "HandleReloadConfigRequest": (
+                self.HandleReloadConfigRequest,
+                _messages("model_management").ReloadConfigRequest,
+            ),
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(call, request.FromString, lambda reply: reply.SerializeToString())
+            for name, (call, request) in calls.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     def GetModelStatus(self, request: Any, context: Any) -> Any:
         """The state of one version or of all."""
@@ -42,7 +61,7 @@ class ModelService:
 
     def _status(self, request: Any, context: Any) -> Any:
         name, version, _ = model_spec(request)  # TensorFlow Serving ignores the label here
-        response = _reply(request, "GetModelStatusResponse")
+        response = _messages("get_model_status").GetModelStatusResponse()
         for status in self._models.statuses(name, version):
             added = response.model_version_status.add(version=status.version, state=_STATES[status.state])
             added.status.error_code = CODES.index(status.error_code)
@@ -63,7 +82,7 @@ class ModelService:
         configs = model_configs(request.config.model_config_list)
         _log.info("reload asked for: %s", ", ".join(config.name for config in configs) or "no model")
         self._models.reload(configs, RELOAD_SECONDS if seconds is None else min(seconds, RELOAD_SECONDS))
-        response = _reply(request, "ReloadConfigResponse")
+        response = _messages("model_management").ReloadConfigResponse()
         response.status.SetInParent()
         for name, count in zip(wanted, before, strict=True):
             if count is not None:
@@ -72,8 +91,5 @@ class ModelService:
         return response
 
 
-def _reply(request: Any, name: str) -> Any:
-    """An empty message of the request's own file."""
-    from google.protobuf.message_factory import GetMessageClass
-
-    return GetMessageClass(request.DESCRIPTOR.file.message_types_by_name[name])()
+def _messages(file: str) -> Any:
+    return messages(f"tensorflow_serving/apis/{file}.proto")

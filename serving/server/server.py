@@ -1,9 +1,9 @@
 """The server as one object: start, poll for new versions, stop."""
 
 import errno
+import functools
 import logging
 import math
-import os
 import resource
 import socket
 import threading
@@ -13,14 +13,18 @@ from types import TracebackType
 from typing import Any
 
 from serving.errors import ServingError
+from serving.server.admission import Admission
 from serving.server.health import Health
 from serving.server.metrics import Metrics
+from serving.server.model_service import ModelService
 from serving.server.models_config import ModelConfig, read_models_config
 from serving.server.versions import Models, VersionStatus, find_models
 
 __all__ = ["Server"]
 
 _log = logging.getLogger("serving")
+DRAIN_SECONDS = 30.0  # for the requests that are there at a stop
+GRACE_SECONDS = 5.0  # for the last bytes of their answers
 FIRST_TIME = 10**12  # milliseconds: a version above it is a time after 2001, one below a count
 
 
@@ -81,6 +85,7 @@ class Server:
         self._stopped = threading.Event()
         self._models: Models | None = None
         self._health: Health | None = None
+        self._admission: Admission | None = None
         self._rest: Any = None
         self._grpc: Any = None
         self._config_poller: threading.Thread | None = None
@@ -120,15 +125,19 @@ class Server:
         from serving.server.rpc import start_grpc
 
         self._health = Health()
-        workers = 2 * (os.cpu_count() or 1) + 2
+        self._admission = Admission()
+        _add_counts(self.metrics, self._admission)
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self._grpc, self.grpc_port = start_grpc(models, f"{host}:{self.grpc_port}", workers)
+        services = (ModelService(models, self.metrics).add_to, self._health.add_to)
+        self._grpc, self.grpc_port = start_grpc(
+            models, f"{host}:{self.grpc_port}", self._admission, metrics=self.metrics, services=services
+        )
         try:
             bound.listen(1024)
         except OSError as error:
             raise ServingError(f"port {self.rest_port} is in use: {error.strerror}.") from error
         self.rest_port = bound.getsockname()[1]
-        self._rest = RestServer(models, bound, workers)
+        self._rest = RestServer(models, bound, self._admission, metrics=self.metrics)
         self._rest.start()
         _log.info("REST on http://%s:%d, gRPC on %s:%d", host, self.rest_port, host, self.grpc_port)
 
@@ -155,15 +164,19 @@ class Server:
         self._stopping.set()
         if self._health is not None:
             self._health.stop()
+        if self._admission is not None:
+            self._admission.drain(DRAIN_SECONDS)
         if self._config_poller is not None:
             self._config_poller.join()
         if self._grpc is not None:
-            self._grpc.stop(grace=5.0).wait()
+            self._grpc.stop(grace=GRACE_SECONDS).wait()
         if self._rest is not None:
             self._rest.stop()
+        if self._admission is not None:
+            self._admission.close()
         if self._models is not None:
             self._models.close()
-        self._models = self._health = self._config_poller = self._grpc = self._rest = None
+        self._models = self._health = self._admission = self._config_poller = self._grpc = self._rest = None
         self._stopped.set()
 
     def wait(self) -> None:
@@ -212,6 +225,16 @@ def _add_gauges(metrics: Metrics, models: Models) -> None:
         of_versions(lambda status: status.version / 1000 if status.version > FIRST_TIME else None),
     )
     metrics.gauge("process_resident_memory_bytes", "Memory that the process holds.", _resident_bytes)
+
+
+def _add_counts(metrics: Metrics, admission: Admission) -> None:
+    for name, words, kind in (
+        ("running", "Requests that are worked on.", "gauge"),
+        ("waiting", "Requests that wait for their turn.", "gauge"),
+        ("refused", "Requests refused because too many waited.", "counter"),
+    ):
+        full = f"seedrank_requests_{name}" + ("_total" if kind == "counter" else "")
+        metrics.gauge(full, words, functools.partial(lambda name: admission.counts[name], name), kind=kind)
 
 
 def _resident_bytes() -> float:

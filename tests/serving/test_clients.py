@@ -14,6 +14,7 @@ import pytest
 from serving.client import Client
 from serving.errors import InvalidArgument, NotFound, ServingError
 from serving.manifest import Content, write_manifest
+from serving.pin import PIN
 from serving.rest import RankClient as RestClient
 from serving.rpc import RankClient as GrpcClient
 from serving.server import Server
@@ -66,9 +67,11 @@ def test_string_ids(connect):
 
 
 def test_live(tmp_path, ranker):
-    """The hashes of the manifest come over both wires, of the version that answers."""
+    """What the manifest says, and the pin, come over both wires, of the version that answers."""
     shutil.copytree(ranker / "text", tmp_path / "text")
-    write_manifest(tmp_path / "text" / "1", 1, "", Content({"weights": "abc", "tables": "天"}))
+    facts = {"seed_watermark": 5, "weights": {"pctr": 1.0}}
+    write_manifest(tmp_path / "text" / "1", 1, "", Content({"weights": "abc", "tables": "天"}, facts))
+    (tmp_path / "text" / PIN).write_text('{"version": 1, "at": "2026-01-01"}')
     with Server(tmp_path, rest_port=0, grpc_port=0) as server:
         clients = (
             RestClient(f"http://127.0.0.1:{server.rest_port}", "text", timeout=20),
@@ -76,13 +79,18 @@ def test_live(tmp_path, ranker):
         )
         for client in clients:
             with client:
-                expected = {"version": 1, "state": "AVAILABLE", "hashes": {"weights": "abc", "tables": "天"}}
-                assert client.live() == expected
+                assert client.live() == {
+                    "version": 1,
+                    "state": "AVAILABLE",
+                    "pinned": {"version": 1, "at": "2026-01-01"},
+                    "hashes": {"weights": "abc", "tables": "天"},
+                    "facts": facts,
+                }
 
 
 def test_live_without_hashes_or_model(connect):
     with connect() as client:
-        assert client.live() == {"version": 7, "state": "AVAILABLE", "hashes": {}}
+        assert client.live() == {"version": 7, "state": "AVAILABLE", "pinned": None, "hashes": {}, "facts": {}}
     with connect("absent") as client, pytest.raises(NotFound):
         client.live()
 
