@@ -48,9 +48,6 @@ class Bundle:
     """
 
     def __init__(self, path: str | Path, *, warm_up: bool = True) -> None:
-        from tensorflow import make_ndarray
-        from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
-
         path = Path(path)
         if not (path / "saved_model.pb").is_file():
             raise NotFound(
@@ -60,12 +57,15 @@ class Bundle:
         self._session = Session(path)
         self._lock = threading.Lock()
         self._plans: dict[tuple[str, tuple[str, ...]], Plan] = {}
-        self.signatures: dict[str, Any] = dict(MetaGraphDef.FromString(self._session.signatures).signature_def)
+        meta_graph = messages("tensorflow/core/protobuf/meta_graph.proto").MetaGraphDef.FromString(
+            self._session.signatures
+        )
+        self.signatures: dict[str, Any] = dict(meta_graph.signature_def)
         self._signatures = {
             name: _Signature(
                 {alias: signature.inputs[alias].name for alias in sorted(signature.inputs)},
                 {alias: signature.outputs[alias].name for alias in sorted(signature.outputs)},
-                {alias: make_ndarray(signature.defaults[alias]) for alias in signature.defaults},
+                {alias: unpack(signature.defaults[alias]) for alias in signature.defaults},
             )
             for name, signature in self.signatures.items()
         }
