@@ -89,7 +89,7 @@ class SplitSimilarity(tf.Module):
             return tf.clip_by_value(tf.reduce_sum(centroids * user["unit"], axis=1), -1.0, 1.0)
         bias = rows["centroid_bias"]
         seeds = tf.reshape(centroids, [-1, bias.shape[1], self.hidden])  # [N, k + 1, hidden]
-        along, logits = (self._products(seeds, user[name]) for name in ("unit", "query"))  # [N, k + 1] each
+        along, logits = tf.unstack(self._products(seeds, user))  # [N, k + 1] each
         if self.squash != "linear":
             logits = tf.tanh(logits)
         if self.squash == "tempered":
@@ -101,10 +101,11 @@ class SplitSimilarity(tf.Module):
         cosine = tf.where(squares > ALMOST_ZERO, dot * tf.math.rsqrt(tf.maximum(squares, ALMOST_ZERO)), 0.0)
         return tf.clip_by_value(self.share * along[:, -1] + (1 - self.share) * cosine, -1.0, 1.0)  # [N]
 
-    def _products(self, seeds: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
-        """`[N, k + 1]`: each entry's product with the user's vector `[1, hidden]`, or with its own of `[N, hidden]`."""
-        n, entries = tf.shape(seeds)[0], seeds.shape[1]
-        if vectors.shape[0] != 1:
-            return tf.squeeze(tf.matmul(seeds, vectors[:, :, tf.newaxis]), 2)
-        flat = tf.reshape(seeds, [-1, self.hidden])
-        return tf.reshape(tf.matmul(flat, vectors, transpose_b=True), [n, entries])
+    def _products(self, seeds: tf.Tensor, user: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """`[2, N, k + 1]`: each entry's product with the `unit` and the `query` of the one user, or of its own."""
+        if user["unit"].shape[0] != 1:
+            both = tf.stack([user["unit"], user["query"]], axis=2)  # [N, hidden, 2]
+            return tf.transpose(tf.matmul(seeds, both), [2, 0, 1])
+        both = tf.concat([user["unit"], user["query"]], axis=0)  # [2, hidden]
+        flat = tf.matmul(both, tf.reshape(seeds, [-1, self.hidden]), transpose_b=True)  # reads the entries once
+        return tf.reshape(flat, [2, -1, seeds.shape[1]])
