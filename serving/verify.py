@@ -138,12 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _prepare() -> None:
     """What every verification needs, before it is known which one."""
-    import tensorflow
-
     from serving.server.bundle import Bundle
     from serving.server.decode import columns_to_arrays
+    from serving.server.runtime import library
 
-    _ = tensorflow, Bundle, columns_to_arrays
+    _ = Bundle, columns_to_arrays
+    library()
 
 
 if __name__ == "__main__":
