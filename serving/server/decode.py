@@ -14,7 +14,7 @@ from serving.server.json_text import describe, parse, type_name
 __all__ = ["PredictBody", "columns_to_arrays", "parse_predict"]
 
 MAX_RANK = 64  # of a numpy array
-_EXPLAINED = 50_000  # values of rows that are read one by one to say which is wrong
+_EXPLAINED = 50_000  # values that are read one by one to say which is the first that is wrong
 
 # DataType number -> (name, numpy dtype, smallest and largest integer that may be written).
 # The 8- and 16-bit types take any 32-bit integer and wrap, as TensorFlow Serving's do.
@@ -178,13 +178,21 @@ def _to_array(value: Any, dtype: int) -> np.ndarray:
     if len(shape) > MAX_RANK:
         raise InvalidArgument(f"JSON Value: {describe(value)} has more than {MAX_RANK} dimensions.")
     leaves = [value]
-    for size in shape:
-        if any(type(item) is not list or len(item) != size for item in leaves):
-            _explain_leaves(value, shape, dtype)
+    for level, size in enumerate(shape):
+        wrong = next((item for item in leaves if type(item) is not list or len(item) != size), leaves)
+        if wrong is not leaves:
+            if len(leaves) <= _EXPLAINED:
+                _explain_leaves(value, shape, dtype)
+            _explain_item(wrong, level, shape)
         leaves = list(chain.from_iterable(leaves))
     array = _fill(leaves, dtype)
     if array is None:
-        _explain_leaves(value, shape, dtype)
+        if len(leaves) <= _EXPLAINED:
+            _explain_leaves(value, shape, dtype)
+        for leaf in leaves:
+            if isinstance(leaf, list):
+                _explain_item(leaf, len(shape), shape)
+            _leaf(leaf, dtype)
         raise InvalidArgument(f"JSON Value: {describe(value)} can not be read.")
     return array.reshape(shape)
 
@@ -217,21 +225,27 @@ def _explain_leaves(value: Any, shape: list[int], dtype: int) -> None:
     todo: list[tuple[Any, int]] = [(value, 0)]
     while todo:
         item, level = todo.pop()
-        if not isinstance(item, list):
-            if level != rank:
-                raise InvalidArgument(
-                    f"JSON Value: {describe(item)} found at incorrect level: {level + 1} in the JSON DOM. "
-                    f"Expected at level: {rank}"
-                )
+        if not isinstance(item, list) and level == rank:
             _leaf(item, dtype)
-            continue
-        if level >= rank:
-            raise InvalidArgument(f"Encountered list at unexpected level: {level} expected < {rank}")
-        if len(item) != shape[level]:
-            raise InvalidArgument(
-                f"Encountered list at unexpected size: {len(item)} at level: {level} expected size: {shape[level]}"
-            )
-        todo.extend((child, level + 1) for child in reversed(item))
+        else:
+            _explain_item(item, level, shape)
+            todo.extend((child, level + 1) for child in reversed(item))
+
+
+def _explain_item(item: Any, level: int, shape: list[int]) -> None:
+    """Raises unless it is a list of the size that this level has."""
+    rank = len(shape)
+    if not isinstance(item, list):
+        raise InvalidArgument(
+            f"JSON Value: {describe(item)} found at incorrect level: {level + 1} in the JSON DOM. "
+            f"Expected at level: {rank}"
+        )
+    if level >= rank:
+        raise InvalidArgument(f"Encountered list at unexpected level: {level} expected < {rank}")
+    if len(item) != shape[level]:
+        raise InvalidArgument(
+            f"Encountered list at unexpected size: {len(item)} at level: {level} expected size: {shape[level]}"
+        )
 
 
 def _leaf(value: Any, dtype: int) -> Any:
