@@ -1,118 +1,106 @@
-"""Cases recorded from TensorFlow Serving, replayed against the embedded server."""
+"""Cases recorded from TensorFlow Serving and cases of our own, asked of the embedded server by the script."""
 
-import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import urllib3
 
+from serving.protos import messages
 from serving.server import Server
 
-CASES = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "tfserving_cases.json"
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = ROOT.parent / "shared" / "conformance" / "tfserving_cases.json"
+OWN = Path(__file__).with_name("tfserving_cases.json")
+RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 
-# Not covered yet, each with its reason.
-SKIPPED = {
-    "rest-predict-label": "labels come from a models.config, which the server does not read yet",
-    "grpc-label": "labels come from a models.config, which the server does not read yet",
-    "grpc-reload-platform": "HandleReloadConfigRequest is not built yet",
-}
-# Compared by what the case expects only, because the recorded text is this one recording's.
-INEXACT = {
-    "json-float-format": "the recording flushed the denormal 1e-45 to zero",
-    "run-op-error": "names a node of the recorded graph",
-}
+
+def model_config(name, path, more=""):
+    return f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" {more} }}'
 
 
 @pytest.fixture(scope="module")
-def cases():
-    if not CASES.is_file():
-        pytest.skip("the recorded cases are not beside the project (../shared/conformance/tfserving_cases.json)")
-    return {case["id"]: case for case in json.loads(CASES.read_text())["cases"]}
+def server(conformance_models, tmp_path_factory):
+    """As the cases' fixtures say: `two` has two versions, loaded first and then labelled."""
+    import grpc
+    from google.protobuf import text_format
 
+    folder = tmp_path_factory.mktemp("config")
+    for version in ("123", "124"):
+        shutil.copytree(conformance_models / "two" / "123", folder / "two" / version)
+    others = [model_config(path.name, path) for path in sorted(conformance_models.iterdir()) if path.name != "two"]
 
-@pytest.fixture(scope="module")
-def server(conformance_models):
-    with Server(conformance_models, rest_port=0, grpc_port=0, poll_seconds=3600) as server:
+    def listed(labels=""):
+        return "\n".join(
+            [*others, model_config("two", folder / "two", f"model_version_policy {{ all {{}} }} {labels}")]
+        )
+
+    (folder / "models.config").write_text(f"model_config_list {{ {listed()} }}")
+    kinds = messages("tensorflow_serving/apis/model_management.proto")
+    with Server(models_config=folder / "models.config", rest_port=0, grpc_port=0, poll_seconds=3600) as server:
+        labels = 'version_labels { key: "stable" value: 123 } version_labels { key: "canary" value: 124 }'
+        request = text_format.Parse(
+            f"config {{ model_config_list {{ {listed(labels)} }} }}", kinds.ReloadConfigRequest()
+        )
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            call = channel.unary_unary(RELOAD, lambda m: m.SerializeToString(), kinds.ReloadConfigResponse.FromString)
+            assert call(request, timeout=20).status.error_code == 0
         yield server
 
 
-def send_rest(server, request):
-    body = request.get("body", "").encode()
-    headers = dict(request.get("headers", {}))
-    if request.get("gzip_body"):
-        body, headers["Content-Encoding"] = gzip.compress(body), "gzip"
-    with urllib3.HTTPConnectionPool("127.0.0.1", server.rest_port) as pool:
-        return pool.urlopen(request["method"], request["path"], body=body, headers=headers)
+def script(cases, server, *options):
+    addresses = ["--rest", f"127.0.0.1:{server.rest_port}", "--grpc", f"127.0.0.1:{server.grpc_port}"]
+    command = [sys.executable, ROOT / "benchmarks" / "conformance.py", cases, *addresses, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_skipped_cases_exist(cases):
-    assert SKIPPED.keys() | INEXACT.keys() <= cases.keys()
+def test_recorded_cases(server):
+    if not RECORDED.is_file():
+        pytest.skip("the recorded cases are not beside the project (../shared/conformance/tfserving_cases.json)")
+    count = len(json.loads(RECORDED.read_text())["cases"])
+    done = script(RECORDED, server)
+    assert (done.returncode, done.stdout) == (0, f"{count} of {count} cases pass.\n"), done.stdout + done.stderr
+    done = script(RECORDED, server, "--exact")
+    assert f"{count - 1} of {count} cases pass." in done.stdout, done.stdout + done.stderr
+    assert "json-float-format" in done.stdout  # the recording flushed the denormal 1e-45 to zero
 
 
-def test_rest(cases, server):
-    ran = 0
-    for name, case in cases.items():
-        if case["transport"] != "rest" or name in SKIPPED:
-            continue
-        response = send_rest(server, case["request"])
-        expected, observed = case["expect"], case["observed"]
-        assert response.status == expected["status"] == observed["status"], name
-        if "json" in expected:
-            assert json.loads(response.data) == expected["json"], name
-        if "error_contains" in expected:
-            assert expected["error_contains"] in json.loads(response.data)["error"], name
-        if name not in INEXACT:
-            assert response.data.decode() == observed["body"], name
-            for header, value in observed["headers"].items():
-                assert response.headers[header] == value, (name, header)
-        ran += 1
-    assert ran == sum(case["transport"] == "rest" for case in cases.values()) - 1
+def test_own_cases(server):
+    done = script(OWN, server, "--exact")
+    count = len(json.loads(OWN.read_text())["cases"])
+    assert (done.returncode, done.stdout) == (0, f"{count} of {count} cases pass.\n"), done.stdout + done.stderr
 
 
-def call_grpc(channel, request):
-    import grpc
-    from google.protobuf.json_format import MessageToDict, ParseDict
-    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
-
-    kinds = {
-        "Predict": (predict_pb2.PredictRequest, predict_pb2.PredictResponse),
-        "GetModelMetadata": (
-            get_model_metadata_pb2.GetModelMetadataRequest,
-            get_model_metadata_pb2.GetModelMetadataResponse,
-        ),
-        "GetModelStatus": (get_model_status_pb2.GetModelStatusRequest, get_model_status_pb2.GetModelStatusResponse),
-    }
-    kind, reply = kinds[request["rpc"].rsplit("/", 1)[1]]
-    call = channel.unary_unary(request["rpc"], kind.SerializeToString, reply.FromString)
-    try:
-        response = call(ParseDict(request["message"], kind()), timeout=20)
-    except grpc.RpcError as error:
-        return error.code().name, error.details()
-    return "OK", MessageToDict(response, preserving_proto_field_name=True)
+def test_own_cases_are_of_every_kind():
+    cases = json.loads(OWN.read_text())["cases"]
+    assert len({case["id"] for case in cases}) == len(cases)
+    calls = {case["request"].get("rpc", "").rsplit("/", 1)[-1] for case in cases}
+    assert calls >= {"Predict", "GetModelMetadata", "GetModelStatus", "HandleReloadConfigRequest", "Classify"}
+    paths = [case["request"].get("path", "") for case in cases]
+    for part in (":predict", "/labels/", "/versions/", "/metadata", ":classify", ":regress"):
+        assert any(part in path for path in paths), part
 
 
-def test_grpc(cases, server, conformance_models, tmp_path):
-    import grpc
-
-    two = tmp_path / "two"
-    shutil.copytree(conformance_models / "two" / "123", two / "123")
-    shutil.copytree(conformance_models / "two" / "123", two / "124")
-    ran = 0
-    with Server(two, rest_port=0, grpc_port=0) as newest:
-        for name, case in cases.items():
-            if case["transport"] != "grpc" or name in SKIPPED:
-                continue
-            port = newest.grpc_port if name == "grpc-latest-of-two" else server.grpc_port
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                code, answer = call_grpc(channel, case["request"])
-            expected, observed = case["expect"], case["observed"]
-            assert code == expected["code"] == observed["code"], name
-            if "response" in expected:
-                assert answer == expected["response"], name
-            if "message_contains" in expected:
-                assert expected["message_contains"] in answer, name
-            assert answer == observed.get("response", observed.get("message")), name
-            ran += 1
-    assert ran == sum(case["transport"] == "grpc" for case in cases.values()) - 2
+def test_the_script_says_what_is_wrong(server, tmp_path):
+    wrong = [
+        {
+            "id": "a",
+            "transport": "rest",
+            "request": {"method": "GET", "path": "/v1/models/half"},
+            "expect": {"status": 404},
+        },
+        {
+            "id": "b",
+            "transport": "grpc",
+            "request": {"rpc": "/tensorflow.serving.ModelService/GetModelStatus", "message": {}},
+            "expect": {"code": "INVALID_ARGUMENT", "message_contains": "no such words"},
+        },
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps({"cases": wrong}))
+    done = script(tmp_path / "cases.json", server)
+    assert done.returncode == 1
+    assert "status 200 instead of 404" in done.stdout
+    assert "Missing ModelSpec instead of .. no such words .." in done.stdout
+    assert "0 of 2 cases pass." in done.stdout
