@@ -207,8 +207,10 @@ def test_grpc_refusals(server):
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         assert refused(stub.Classify, classification_pb2.ClassificationRequest())[0] == "UNIMPLEMENTED"
-        assert refused(models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest())[0] == (
-            "UNIMPLEMENTED"
+        assert refused(models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()) == (
+            "INVALID_ARGUMENT",
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
+            "supported",
         )
         request = get_model_metadata_pb2.GetModelMetadataRequest()
         request.model_spec.name = "half"
