@@ -1,98 +1,123 @@
-"""The commands about serving: a server, and a question to one."""
+"""The commands about serving: a server, TensorFlow Serving's files, a question (`ranking.cli_rank`)."""
 
-import json
 import signal
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ranking import cli_rank
 from ranking.errors import UserError
 from ranking.progress import quiet
 
 __all__ = ["add_to"]
 
+ModelsDir = Annotated[Path, typer.Argument(help="The folder of models: MODELS/seedrank/VERSION/saved_model.pb.")]
+ModelsConfig = Annotated[
+    Path | None,
+    typer.Option(
+        help="A models.config instead of MODELS' newest versions: policies and labels (`seedrank tfserving`)."
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to an app."""
     app.command()(serve)
-    app.command()(rank)
+    app.command()(tfserving)
+    cli_rank.add_to(app)
 
 
 def serve(
-    models: Annotated[Path, typer.Argument(help="The folder of models.")],
+    models: ModelsDir,
     rest_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8501,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8500,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    poll: Annotated[float, typer.Option(help="Seconds between looks for new versions.")] = 1.0,
+    models_config: ModelsConfig = None,
+    engine: Annotated[
+        str, typer.Option(help="embedded: this program; tfserving: tensorflow_model_server from the PATH.")
+    ] = "embedded",
+    host: Annotated[str, typer.Option(help="Address that the embedded server listens on.")] = "127.0.0.1",
+    poll: Annotated[float, typer.Option(help="Seconds between the embedded server's looks for new versions.")] = 1.0,
 ) -> None:
-    """Serves models over REST and gRPC as TensorFlow Serving does; new versions are picked up while it runs."""
+    """Serves models over REST and gRPC as TensorFlow Serving does; new versions are picked up while it runs.
+
+    Ctrl-C and SIGTERM stop it: requests that run are answered, then it ends with exit code 0.
+
+    For example:
+
+      seedrank serve models
+
+      seedrank serve models --models-config models/models.config
+
+      seedrank serve models --engine tfserving
+    """
     quiet()
+    if engine not in ("embedded", "tfserving"):
+        raise UserError(f"`--engine` should be embedded or tfserving. Received: {engine!r}.")
+    if engine == "tfserving":
+        if host != "127.0.0.1":
+            raise UserError("`--host` should not be given with `--engine tfserving`: it listens on every address.")
+        raise typer.Exit(_tensorflow_serving(models, models_config, rest_port, grpc_port))
     from serving.server import Server
 
+    screen = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
-    with Server(models, host=host, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll) as server:
-        Console(stderr=True).print(
-            f"REST on http://{host}:{server.rest_port}/v1/models, gRPC on {host}:{server.grpc_port}. Ctrl-C stops."
-        )
-        server.wait()
-
-
-def rank(
-    user: Annotated[str, typer.Option(help="The target user's id.")],
-    items: Annotated[str, typer.Option(help="Candidate ids, comma separated; or @FILE with one a line.")],
-    context: Annotated[list[str] | None, typer.Option(help="A context column, as tab=1; repeat for more.")] = None,
-    prices: Annotated[
-        str | None, typer.Option(help="Prices, comma separated, one a candidate; empty = the item's.")
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights to try, as similarity=.2,pctr=1,pcvr=.6.")] = None,
-    url: Annotated[str, typer.Option(help="Where the REST server listens.")] = "http://127.0.0.1:8501",
-    grpc: Annotated[bool, typer.Option("--grpc", help="Ask over gRPC.")] = False,
-    address: Annotated[str, typer.Option(help="Where the gRPC server listens.")] = "127.0.0.1:8500",
-    name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")] = False,
-) -> None:
-    """Ranks candidates for one user on a running server, the best first."""
-    quiet()
-    from ranking.fusion import parse_weights
-    from ranking.report.tables import ranking_table
-
-    ids = Path(items[1:]).read_text().splitlines() if items.startswith("@") else items.split(",")
-    given = _pairs(context or [], "--context")
-    money = None if prices is None else [_number(text, "--prices") for text in prices.split(",")]
-    if grpc:
-        from serving.rpc import RankClient as GrpcClient
-
-        client: Any = GrpcClient(address, model=name)
-    else:
-        from serving.rest import RankClient as RestClient
-
-        client = RestClient(url, model=name)
-    chosen = parse_weights(weights) if weights else None
-    found = client.rank(user, ids, context=given, price=money, weights=chosen)
-    order = sorted(range(len(ids)), key=lambda row: -found["score"][row])
-    rows = [{"item_id": ids[row], **{key: values[row] for key, values in found.items()}} for row in order]
-    if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
-    else:
-        Console().print(ranking_table(rows))
-
-
-def _pairs(texts: list[str], option: str) -> dict[str, str]:
-    """name=value texts to a dict."""
-    found = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise UserError(f"`{option}` should look like name=value. Received: {text!r}.")
-        found[key.strip()] = value.strip()
-    return found
-
-
-def _number(text: str, option: str) -> float:
-    """A number, NaN where the text is empty."""
+    server = Server(
+        None if models_config else models,
+        models_config=models_config,
+        host=host,
+        rest_port=rest_port,
+        grpc_port=grpc_port,
+        poll_seconds=poll,
+    )
     try:
-        return float(text) if text.strip() else float("nan")
-    except ValueError:
-        raise UserError(f"`{option}` should be numbers. Received: {text!r}.") from None
+        with server:
+            screen.print(
+                f"REST on http://{host}:{server.rest_port}/v1/models, gRPC on {host}:{server.grpc_port}. Ctrl-C stops.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            server.wait()
+    except KeyboardInterrupt:
+        screen.print("Stopped: every request that had come was answered.")
+
+
+def _tensorflow_serving(models: Path, models_config: Path | None, rest_port: int, grpc_port: int) -> int:
+    from serving.tfserving import MODELS_CONFIG, command, run, write_files
+
+    with tempfile.TemporaryDirectory(prefix="seedrank-") as folder:
+        if models_config is None:
+            write_files(models, folder)
+            models_config = Path(folder) / MODELS_CONFIG
+        arguments = command(models_config, rest_port=rest_port, grpc_port=grpc_port)
+        Console(stderr=True).print(" ".join(arguments), highlight=False, soft_wrap=True)
+        return run(arguments)
+
+
+def tfserving(
+    models: ModelsDir,
+    out: Annotated[Path | None, typer.Option(help="Where to write; else MODELS itself.")] = None,
+    stable: Annotated[int | None, typer.Option(help="The version that requests for label stable get.")] = None,
+    canary: Annotated[int | None, typer.Option(help="The version that requests for label canary get.")] = None,
+    name: Annotated[str, typer.Option(help="The model that the labels are for.")] = "seedrank",
+) -> None:
+    """Writes TensorFlow Serving's files: configuration, docker-compose.yml, kubernetes.yaml; each flag says why.
+
+    Without labels the newest version is served, and every new one by itself. With labels exactly the versions named
+    are served, and stay on disk; running servers follow within 30 seconds. To try version 8 on a share of the requests,
+    those that ask for label canary, and then to give it to all:
+
+      seedrank tfserving models --stable 7 --canary 8
+
+      seedrank tfserving models --stable 8
+    """
+    quiet()
+    from serving.tfserving import COMPOSE, write_files
+
+    paths = write_files(models, out, name=name, stable=stable, canary=canary)
+    for path in paths:
+        print(path)
+    compose = next(path for path in paths if path.name == COMPOSE)
+    Console(stderr=True).print(f"Next: docker compose -f {compose} up -d", highlight=False, soft_wrap=True)

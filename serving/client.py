@@ -211,7 +211,7 @@ class Client(ABC):
         """
         return self._run(signature or "serving_default", lambda _: inputs, outputs, (version, label))
 
-    def metadata(self, *, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+    def metadata(self, version: int | None = None, *, label: str | None = None) -> dict[str, Any]:
         """The model's signatures, in the form of the REST API."""
         return self._metadata(_one_of(version, label), self._deadline())
 

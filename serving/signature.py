@@ -111,7 +111,10 @@ def rank_inputs(
     if missing:
         where = "`context`" if "user_id" in signature.inputs else "`features` or `context`"
         raise ServingError(f"{where} should give {missing[0]!r}: the model asks for it.")
-    return {name: _column(name, given[name], tensor, len(items)) for name, tensor in sorted(signature.inputs.items())}
+    return {
+        name: _column(name, given[name], tensor, 1 if name in user else len(items))
+        for name, tensor in sorted(signature.inputs.items())
+    }
 
 
 def _is_numpy(values: Any) -> bool:
