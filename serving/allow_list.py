@@ -156,10 +156,8 @@ class _Graph:
         """Raises for the first node whose op is not in the list; a function's name is no op."""
         for place, node in nodes:
             if node.op not in allowed and node.op not in self.functions:
-                kind = (
-                    "the saver's own, elsewhere" if node.op in RESTORE | SAVE else "not in the list of a ranker's ops"
-                )
-                raise ServingError(f"op {node.op} is {kind}: node {node.name!r} of {place}, {reason}.")
+                rule = "be the saver's alone" if node.op in RESTORE | SAVE else "be one that a ranker needs"
+                raise ServingError(f"op {node.op} should {rule}. Received: node {node.name!r} of {place}, {reason}.")
 
 
 def _node_name(tensor: str) -> str:

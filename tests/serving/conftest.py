@@ -65,6 +65,12 @@ def function(make_inputs, make_outputs):
 
 
 @pytest.fixture(scope="session")
+def save_model():
+    """`save_model(path, signatures)` writes what `signatures` builds."""
+    return save
+
+
+@pytest.fixture(scope="session")
 def save_half():
     """`save_half(path, constant=2.0)` writes y = 0.5 x + constant."""
     return lambda path, constant=2.0: save(path, half_plus(constant))
