@@ -79,8 +79,25 @@ SIZES = {
 MULTI = {"user_interests": 5, "item_tags": 6, "behavior_clicked": 50, "behavior_searched": 20}
 
 
-def random_run(items: int = 10_000, users: int = 100_000, *, sharing: str = "embedding") -> Any:
-    """A run with random weights; 28 inputs of ESMM and the user's vector and the item's centroids make 30 fields."""
+def random_run(
+    items: int = 10_000,
+    users: int = 100_000,
+    *,
+    dataset: str = DATASET,
+    lookalike: dict[str, Any] | None = None,
+    positions: int = 0,
+    **architecture: Any,
+) -> Any:
+    """A run with random weights: ESMM has 30 inputs, the similarity's three among them.
+
+    Args:
+        items: int. Defaults to `10_000`.
+        users: int. Defaults to `100_000`.
+        dataset: str. A dataset.toml with the features of `DATASET`, and no others.
+        lookalike: dict or `None`. Arguments of LookalikeModel beside the widths.
+        positions: int. As in `build_esmm`. Defaults to `0`.
+        **architecture: arguments of esmm.Architecture beside the widths.
+    """
     from esmm import Architecture, Calibration, build_esmm
     from esmm.monotone import MonotoneMap
     from lookalike.representation import UserRepresentation, user_inputs
@@ -93,7 +110,7 @@ def random_run(items: int = 10_000, users: int = 100_000, *, sharing: str = "emb
 
     keras.utils.set_random_seed(0)
     generator = np.random.default_rng(0)
-    schema = parse_schema(DATASET)
+    schema = parse_schema(dataset)
     vocabularies = {"user_id": Vocabulary(pd.RangeIndex(users)), "item": Vocabulary(pd.RangeIndex(items))}
     for name, size in SIZES.items():
         vocabularies[name] = Vocabulary(pd.Index([f"v{number}" for number in range(size)]))
@@ -102,11 +119,12 @@ def random_run(items: int = 10_000, users: int = 100_000, *, sharing: str = "emb
     fields = representation_fields(schema, encoder)
     inputs = user_inputs(fields)
     representation = keras.Model(inputs, UserRepresentation(fields, dim=VECTOR)(inputs))
-    lookalike = LookalikeModel(VECTOR, HIDDEN)
-    lookalike.build()
-    esmm = build_esmm(esmm_features(schema, encoder), Architecture(sharing, DIM, TOWERS), base_rates=(0.08, 0.15))
-    for variable in esmm.trainable_variables:  # the zeros too: a bias, the wide part
-        variable.assign_add(0.02 * keras.random.normal(variable.shape, seed=1))
+    similarity = LookalikeModel(VECTOR, HIDDEN, **(lookalike or {}))
+    similarity.build()
+    shape = Architecture(**{"embedding_dim": DIM, "towers": TOWERS, **architecture})
+    esmm = build_esmm(esmm_features(schema, encoder), shape, base_rates=(0.08, 0.15), positions=positions)
+    for variable in esmm.trainable_variables:  # the zeros too: biases, the wide part
+        variable.assign_add(generator.normal(0, 0.02, variable.shape))
     knots = np.linspace(-6, 3, 9)
     calibration = Calibration(*(MonotoneMap(tuple(knots), tuple(a + knots + 0.1 * np.sin(knots))) for a in (0.1, -0.1)))
     statistics = {f"statistic_{statistic.name}": ([0.5, -2.0], [0.5, 0.5]) for statistic in schema.statistics}
@@ -119,11 +137,11 @@ def random_run(items: int = 10_000, users: int = 100_000, *, sharing: str = "emb
         lookalike_encoder=encoder,
         encoder=encoder,
         representation=representation,
-        lookalike=lookalike,
+        lookalike=similarity,
         models={"seedrank": [esmm]},
         calibrations={"seedrank": [calibration]},
         scales=Scales(statistics, (0.3, 0.2), (3.0, 1.5)),
-        state=_state(items, users, vocabularies, lookalike, generator),
+        state=_state(items, users, vocabularies, similarity, generator),
         weights=FusionWeights("product", weights, parts, dict.fromkeys(parts, 0.5)),
         impressions=np.zeros(items, np.int64),
     )

@@ -27,11 +27,17 @@ class InputShare(tf.Module):
 
     Returns:
         float32 `[B, columns + tasks]` (without a wide part `[B, columns]`) of a dict of the features.
+
+    Raises:
+        ValueError: no names, or a name that is no feature of the towers.
     """
 
     def __init__(self, towers: SharedTowers, names: Sequence[str], kernel: np.ndarray) -> None:
         super().__init__()
         whole, wide = towers.embedding, towers.wide
+        unknown = sorted(set(names) - {feature.name for feature in whole.features})
+        if not names or unknown:
+            raise ValueError(f"`names` should be features of the towers. Received: {list(names)}, unknown {unknown}.")
         tasks = len(towers.tasks) if wide is not None else 0
         self.features: list[Feature] = [feature for feature in whole.features if feature.name in set(names)]
         ids = [f for f in (*whole.categorical, *whole.multi) if f in self.features]
