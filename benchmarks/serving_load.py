@@ -1,0 +1,437 @@
+"""Loads the embedded server from a second process: latency, swaps of versions, overload, beside the model alone.
+
+python benchmarks/serving_load.py [--quick] [--models FOLDER] [--json FILE]
+
+The network is that of serving_model.py, exported as it is served (`split`) and plainly (`plain`). Calls of the model
+in this process, over gRPC, over REST by column and by row take turns in one run, so that a busy machine weighs on all
+of them alike; ratios and differences are of medians. (Not named serving.py: a script's folder comes first on the
+path, and that name would hide the package from every benchmark here.)
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import urllib3
+from rich.console import Console
+from rich.table import Table
+
+from serving import rest, rpc
+from serving.protos import messages
+from serving.tensors import pack
+
+CANDIDATES = (100, 1000, 5000)
+MODEL = "seedrank"
+CORES = os.cpu_count() or 1
+TICKS = os.sysconf("SC_CLK_TCK")
+DEADLINE = 1.0  # seconds, of every call of the overload
+
+
+class Process:
+    """A server in a process of its own, with `folder` as its models."""
+
+    def __init__(self, folder: Path) -> None:
+        self._start = time.perf_counter()
+        command = [sys.executable, __file__, "--serve", str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise SystemExit("the server did not start")
+        self.ports = json.loads(line)
+        self.seconds_to_start = time.perf_counter() - self._start
+
+    def cpu(self) -> float:
+        """CPU seconds so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def resident(self) -> float:
+        """MB in memory."""
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+    def number(self, name: str) -> float:
+        """A figure of the server's metrics page."""
+        url = f"http://127.0.0.1:{self.ports['rest']}/monitoring/prometheus/metrics"
+        found = re.search(rf"^{name}\S* (\S+)$", urllib3.request("GET", url).data.decode(), re.MULTILINE)
+        return float(found[1]) if found else float("nan")
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait(60)
+
+
+def serve(folder: str) -> None:
+    """The other process: serves until its standard input ends."""
+    from serving.server import Server
+
+    with Server(folder, rest_port=0, grpc_port=0, poll_seconds=0.1) as server:
+        print(json.dumps({"rest": server.rest_port, "grpc": server.grpc_port}), flush=True)
+        sys.stdin.read()
+
+
+class Stub:
+    """Sends prepared Predict requests, so that the client takes little of the machine."""
+
+    def __init__(self, port: int, inputs: list[dict[str, np.ndarray]]) -> None:
+        import grpc
+
+        self.error = grpc.RpcError
+        self._channels = [grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+                          for _ in range(CORES)]  # fmt: skip
+        self.calls = [
+            channel.unary_unary("/tensorflow.serving.PredictionService/Predict") for channel in self._channels
+        ]
+        self.requests = []
+        for arrays in inputs:
+            request = messages("tensorflow_serving/apis/predict.proto").PredictRequest()
+            request.model_spec.name, request.model_spec.signature_name = MODEL, "rank"
+            for name, values in arrays.items():
+                request.inputs[name].CopyFrom(pack(name, values))
+            self.requests.append(request.SerializeToString())
+
+    def __call__(self, number: int) -> None:
+        self.calls[number % len(self.calls)](self.requests[number % len(self.requests)], timeout=30.0)
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    p50, p99, p999 = np.percentile(seconds, [50, 99, 99.9])
+    return {"p50": p50 * 1e3, "p99": p99 * 1e3, "p999": p999 * 1e3, "calls": len(seconds)}
+
+
+def by_row(port: int, inputs: dict[str, np.ndarray]) -> Callable[[], None]:
+    """REST with an object a candidate: signature serving_default, whose inputs are all [N]."""
+    rows = len(inputs["item_id"])
+    lists = {name: np.resize(values, rows).tolist() for name, values in inputs.items()}
+    lists = {name: [v.decode() if isinstance(v, bytes) else v for v in values] for name, values in lists.items()}
+    instances = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    pool, url = urllib3.PoolManager(), f"http://127.0.0.1:{port}/v1/models/{MODEL}:predict"
+
+    def call() -> None:
+        reply = pool.urlopen("POST", url, body=json.dumps({"instances": instances}).encode())
+        if reply.status != 200:
+            raise SystemExit(f"REST by row: {reply.data[:300]!r}")
+        json.loads(reply.data)
+
+    return call
+
+
+def latencies(server: Process, bundles: dict[str, Any], requests: Any, rounds: dict[int, int]) -> list[dict]:
+    """One call of each way in turn, for so many rounds."""
+    found = []
+    with rpc.RankClient(f"127.0.0.1:{server.ports['grpc']}", timeout=60) as grpc, \
+            rest.RankClient(f"http://127.0.0.1:{server.ports['rest']}", timeout=60) as http:  # fmt: skip
+        for candidates in CANDIDATES:
+            inputs = [requests(candidates, number) for number in range(8)]
+            rows = by_row(server.ports["rest"], inputs[0])
+            ways: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
+                **{
+                    f"model alone, {name}": lambda arrays, bundle=bundle: bundle.predict(arrays, signature="rank")
+                    for name, bundle in bundles.items()
+                },
+                "gRPC": lambda arrays: grpc.predict(arrays, signature="rank"),
+                "REST by column": lambda arrays: http.predict(arrays, signature="rank"),
+                **({"REST by row": lambda _, rows=rows: rows()} if candidates <= 1000 else {}),
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            cpu: dict[str, list[float]] = {name: [] for name in ways}
+            of_server = dict.fromkeys(ways, 0.0)
+            for number in range(-3, rounds[candidates]):
+                for name, way in ways.items():
+                    there, here, start = server.cpu(), time.process_time(), time.perf_counter()
+                    way(inputs[number % len(inputs)])
+                    if number >= 0:
+                        seconds[name].append(time.perf_counter() - start)
+                        cpu[name].append(time.process_time() - here)
+                        of_server[name] += server.cpu() - there
+            for name in ways:
+                row = {"candidates": candidates, "way": name, **spread(seconds[name])}
+                row["client_cpu"] = 1e3 * float(np.median(cpu[name]))
+                row["server_cpu"] = 1e3 * of_server[name] / rounds[candidates]  # in ticks of 10 ms: the mean
+                found.append(row)
+    return found
+
+
+class Load:
+    """Closed loop: each of so many threads calls, waits for the answer and calls again."""
+
+    def __init__(self, stub: Stub, clients: int) -> None:
+        self._stub, self._stop = stub, threading.Event()
+        self.calls: list[tuple[float, float]] = []  # start, seconds
+        self.failed: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def _ask(self, number: int) -> None:
+        while not self._stop.is_set():
+            start = time.perf_counter()
+            try:
+                self._stub(number)
+            except self._stub.error as error:
+                self.failed.append(str(error))
+                continue
+            self.calls.append((start, time.perf_counter() - start))
+            number += CORES
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def throughput(server: Process, stub: Stub, clients: int, seconds: float) -> dict:
+    here, there, start = time.process_time(), server.cpu(), time.perf_counter()
+    with Load(stub, clients) as load:
+        time.sleep(seconds)
+    took = time.perf_counter() - start
+    row = {"clients": clients, **spread([call[1] for call in load.calls]), "failed": len(load.failed)}
+    row |= {"per_second": len(load.calls) / took, "server_cpu": (server.cpu() - there) / took}
+    return {**row, "client_cpu": (time.process_time() - here) / took}
+
+
+@contextlib.contextmanager
+def one_model(source: Path) -> Iterator[Path]:
+    """A folder of models with version 1 of the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        add_version(Path(folder), source, 1)
+        yield Path(folder)
+
+
+def add_version(models: Path, source: Path, version: int) -> None:
+    """Files are linked, not copied: the disk is not what is measured."""
+    (models / MODEL).mkdir(exist_ok=True)
+    temporary = models / MODEL / f".tmp-{version}"
+    shutil.copytree(source, temporary, copy_function=os.link)
+    temporary.rename(models / MODEL / str(version))
+
+
+def swaps(source: Path, inputs: list[dict[str, np.ndarray]], count: int, pause: float) -> dict:
+    """New versions under a closed loop of one client a core."""
+    windows, resident = [], {}
+    with one_model(source) as models, Process(models) as server:
+        stub = Stub(server.ports["grpc"], inputs)
+        with rpc.RankClient(f"127.0.0.1:{server.ports['grpc']}") as client, Load(stub, CORES) as load:
+            time.sleep(2 * pause)
+            for version in range(2, count + 2):
+                begin = time.perf_counter()
+                add_version(models, source, version)
+                while not _swapped(client, version):
+                    time.sleep(0.02)
+                windows.append((begin, time.perf_counter()))
+                shutil.rmtree(models / MODEL / str(version - 1))
+                time.sleep(pause)
+                if version - 1 in (5, count):
+                    resident[version - 1] = server.resident()
+        stub.close()
+    during, steady = [], []
+    for start, took in load.calls:
+        inside = any(start < end and start + took > begin for begin, end in windows)
+        (during if inside else steady).append(took)
+    row = {"swaps": count, "failed": len(load.failed), "errors": sorted(set(load.failed))[:3]}
+    row |= {"seconds_a_swap": float(np.median([end - begin for begin, end in windows]))}
+    row |= {"steady": spread(steady), "during": spread(during), "resident": resident}
+    return {**row, "growth": resident[count] / resident[min(5, count)]}
+
+
+def _swapped(client: rpc.RankClient, version: int) -> bool:
+    states = {row["version"]: row["state"] for row in client.status()}
+    return states.get(version) == "AVAILABLE" and states.get(version - 1) == "END"
+
+
+def overload(server: Process, stub: Stub, peak: float, seconds: float) -> dict:
+    """Open loop: requests at ten times the rate of the peak, whatever becomes of them, with a deadline each."""
+    codes: dict[str, int] = {}
+    good, waiting, lock, sent = [], [], threading.Lock(), 0
+
+    def done(future: Any, start: float) -> None:
+        name = future.code().name
+        with lock:
+            codes[name] = codes.get(name, 0) + 1
+            if name == "OK":
+                good.append(time.perf_counter() - start)
+
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.25):
+            waiting.append(server.number("seedrank_requests_waiting"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin, before = time.perf_counter(), server.resident()
+    while (now := time.perf_counter() - begin) < seconds:
+        while sent < now * 10 * peak:
+            call, start = stub.calls[sent % CORES], time.perf_counter()
+            future = call.future(stub.requests[sent % len(stub.requests)], timeout=DEADLINE)
+            future.add_done_callback(lambda future, start=start: done(future, start))
+            sent += 1
+        time.sleep(0.002)
+    took = time.perf_counter() - begin
+    time.sleep(DEADLINE + 0.5)
+    stop.set()
+    watcher.join()
+    row = {"offered": sent / took, "peak": peak, "goodput": len(good) / took, "codes": codes, **spread(good or [0.0])}
+    return {**row, "longest_queue": max(waiting, default=0.0), "grown_by": server.resident() - before}
+
+
+def first_request(models: Path, inputs: dict[str, np.ndarray]) -> dict:
+    """Seconds to start, and the first requests of a fresh server beside its later ones."""
+    with Process(models) as server:
+        stub, seconds = Stub(server.ports["grpc"], [inputs]), []
+        with rpc.RankClient(f"127.0.0.1:{server.ports['grpc']}") as client:
+            client.status()  # the connection
+        for number in range(60):
+            start = time.perf_counter()
+            stub(number * CORES)
+            seconds.append(time.perf_counter() - start)
+        stub.close()
+        row = {"start": server.seconds_to_start, "first": seconds[0] * 1e3, "later": spread(seconds[10:])}
+        return {**row, "resident": server.resident()}
+
+
+def verdicts(summary: dict) -> list[dict]:
+    def row(candidates: int, way: str) -> dict:
+        return next(r for r in summary["latencies"] if (r["candidates"], r["way"]) == (candidates, way))
+
+    found = []
+
+    def add(what: str, value: float, limit: float, least: bool = False) -> None:
+        met = value >= limit if least else value <= limit
+        found.append({"what": what, "value": float(value), "limit": limit, "least": least, "met": bool(met)})
+
+    for candidates in (1000, 5000):
+        plain, split = (row(candidates, f"model alone, {name}") for name in ("plain", "split"))
+        ratio = plain["client_cpu"] / split["client_cpu"]
+        add(f"plain / split export, CPU, {candidates:,} candidates", ratio, 1.8, least=True)
+    floor = row(5000, "model alone, split")["client_cpu"] / (1e3 * summary["floor"]["total"])
+    add("split export / floor, CPU, 5,000", floor, 3)
+    for candidates in CANDIDATES:
+        served, alone = row(candidates, "gRPC"), row(candidates, "model alone, split")
+        add(f"gRPC over the model alone, p50, ms, {candidates:,}", served["p50"] - alone["p50"], 2)
+    for candidates in CANDIDATES:
+        served = row(candidates, "gRPC")
+        add(f"gRPC p99 / p50, {candidates:,}", served["p99"] / served["p50"], 2.5)
+    add("REST by column / gRPC, p50, 1,000", row(1000, "REST by column")["p50"] / row(1000, "gRPC")["p50"], 2)
+    for candidates, limit in ((1000, 6), (5000, 30)):
+        add(f"gRPC p50, ms, {candidates:,} (idle machine)", row(candidates, "gRPC")["p50"], limit)
+    swap, over = summary["swaps"], summary["overload"]
+    add(f"failed requests in {swap['swaps']} swaps", swap["failed"], 0)
+    add("p99 during a swap / steady", swap["during"]["p99"] / swap["steady"]["p99"], 2)
+    add(f"memory after {swap['swaps']} swaps / after 5", swap["growth"], 1.05)
+    add("goodput at 10 times the load / peak", over["goodput"] / over["peak"], 0.8, least=True)
+    add("longest queue", over["longest_queue"], 16 * CORES)
+    return found
+
+
+def show(console: Console, summary: dict) -> None:
+    table = Table(
+        "candidates", "way", "p50 ms", "p99", "p999", "client CPU ms", "server CPU ms", title="One call at a time"
+    )
+    for row in summary["latencies"]:
+        numbers = [f"{row[key]:.2f}" for key in ("p50", "p99", "p999", "client_cpu", "server_cpu")]
+        table.add_row(f"{row['candidates']:,}", row["way"], *numbers)
+    console.print(table)
+    floor, first, swap, over = (summary[name] for name in ("floor", "first", "swaps", "overload"))
+    console.print(
+        f"Floor at 5,000: {1e3 * floor['total']:.2f} ms of CPU, {floor['flop_per_second'] / 1e9:.0f} GFLOP/s."
+    )
+    table = Table(
+        "clients", "requests/s", "p50 ms", "p99", "p999", "server cores", "client cores", title="1,000 candidates"
+    )
+    for row in summary["throughput"]:
+        numbers = [f"{row[key]:.2f}" for key in ("p50", "p99", "p999", "server_cpu", "client_cpu")]
+        table.add_row(str(row["clients"]), f"{row['per_second']:.0f}", *numbers)
+    console.print(table)
+    console.print(
+        f"Start: {first['start']:.2f} s to the open ports, {first['resident']:.0f} MB; first request "
+        f"{first['first']:.2f} ms, later ones {first['later']['p50']:.2f} (p99 {first['later']['p99']:.2f})."
+    )
+    memory = ", ".join(f"{mb:.0f} MB after {swaps}" for swaps, mb in swap["resident"].items())
+    console.print(
+        f"{swap['swaps']} swaps of {swap['seconds_a_swap']:.2f} s: {swap['failed']} failed; steady p50 "
+        f"{swap['steady']['p50']:.2f} p99 {swap['steady']['p99']:.2f}, during p50 {swap['during']['p50']:.2f} p99 "
+        f"{swap['during']['p99']:.2f} ms; memory {memory}."
+    )
+    console.print(
+        f"Overload: {over['offered']:.0f} requests/s offered, {over['goodput']:.0f} answered, peak {over['peak']:.0f}; "
+        f"{over['codes']}; p50 {over['p50']:.0f} p99 {over['p99']:.0f} ms; memory grew by {over['grown_by']:.0f} MB."
+    )
+    table = Table("target", "limit", "value", "", title="Targets")
+    for row in summary["verdicts"]:
+        sign = ">=" if row["least"] else "<="
+        table.add_row(row["what"], f"{sign} {row['limit']:g}", f"{row['value']:.3g}", "met" if row["met"] else "MISSED")
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few calls, 6 swaps")
+    parser.add_argument("--models", type=Path, help="where `split` and `plain` lie, or are written to")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.serve)
+    import serving_model
+
+    from serving.server.bundle import Bundle
+    from serving.warmup import write_warmup
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.models or Path(temporary)
+        if not (folder / "split").is_dir():
+            for path in serving_model.make_models(folder).values():
+                warm = [{"signature": "rank", "inputs": serving_model.request(n)} for n in (1, *CANDIDATES)]
+                write_warmup(path, warm)
+        bundles = {name: Bundle(folder / name) for name in ("split", "plain")}
+        rounds = {100: 60, 1000: 40, 5000: 12} if args.quick else {100: 1500, 1000: 1000, 5000: 300}
+        inputs = [serving_model.request(1000, number) for number in range(16)]
+        summary: dict[str, Any] = {"about": {"machine": platform.processor() or platform.machine(), "cores": CORES}}
+        with one_model(folder / "split") as models:
+            summary["first"] = first_request(models, inputs[0])
+            with Process(models) as server:
+                summary["latencies"] = latencies(server, bundles, serving_model.request, rounds)
+                summary["floor"] = serving_model.floor_seconds(5000)
+                stub, seconds = Stub(server.ports["grpc"], inputs), 3.0 if args.quick else 10.0
+                loads = [throughput(server, stub, clients, seconds) for clients in (1, CORES, 4 * CORES)]
+                summary["throughput"] = loads
+                peak = max(row["per_second"] for row in loads)
+                summary["overload"] = overload(server, stub, peak, 2 * seconds)
+                stub.close()
+        for bundle in bundles.values():
+            bundle.close()
+        summary["swaps"] = swaps(folder / "split", inputs, 6 if args.quick else 60, 0.5 if args.quick else 1.0)
+    summary["verdicts"] = verdicts(summary)
+    show(Console(width=None if sys.stdout.isatty() else 140), summary)
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
