@@ -1,64 +1,142 @@
 """Golden requests of a ranker: the answers that a version must give before it is published."""
 
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ranking.exported.lookup import raw_ids
+from ranking.exported.wire import MAX_CANDIDATES, user_inputs
 from ranking.fusion import FusionWeights, fuse
 from ranking.run import Run
 from ranking.scoring import score_rows
+from ranking.state import State
+from ranking.strangers import with_features, with_vector
 from serving.publish import GOLDEN, write_golden
 from serving.server.bundle import Bundle
 from serving.server.decode import columns_to_arrays
+from serving.warmup import write_warmup
 
-__all__ = ["FUSION", "golden_requests", "raw_ids", "write_golden_scores"]
+__all__ = ["FUSION", "golden_requests", "write_golden_scores", "write_warm_up"]
 
 FUSION = "assets.extra/fusion.json"  # the weights of a version
 GOLDEN_CANDIDATES = 50
+TOP = 10
+CONSTANTS = ("table_version", "seed_watermark", "embedding_space_id")  # the same for every candidate
+WARM_UP_CANDIDATES = (1, 100, 1000, MAX_CANDIDATES)
 
 
-def golden_requests(run: Run) -> list[dict[str, Any]]:
-    """Requests with the answers that the Python path gives: a version that answers otherwise is not published.
+def golden_requests(
+    run: Run, state: State, weights: FusionWeights, facts: Mapping[str, Any], *, users: bool = True
+) -> list[dict[str, Any]]:
+    """Requests of every signature, with the answers that the Python path gives.
 
-    Without the score, which `write_golden_scores` adds.
+    The network is one model there, of whole rows: a version whose parts are computed apart and ahead answers the same
+    or is not published. Without the score, which `write_golden_scores` adds.
+
+    Args:
+        run: Run.
+        state: State. Of the tables.
+        weights: FusionWeights. That the version serves.
+        facts: mapping. Of the version: what its answers must say of its tables and its embedding space.
+        users: bool. Whether the version holds users. Defaults to `True`.
     """
-    state, schema = run.state, run.schema
-    generator = np.random.default_rng(0)
-    known = generator.choice(len(state.item_ids), min(GOLDEN_CANDIDATES, len(state.item_ids)), replace=False)
-    item_ids = state.item_ids[known]
-    segments = ["", *run.weights.segments]
-    requests: list[dict[str, Any]] = []
-    for number, user in enumerate((0, len(state.user_ids) // 2)):
-        context = _golden_context(run, number)
-        user_ids = state.user_ids[[user]]
-        frame = pd.DataFrame(
-            {name: [value] * len(item_ids) for name, value in context.items()}, index=range(len(item_ids))
-        )
-        one_request = np.array([0, len(item_ids)])
-        expected = score_rows(run, state, user_ids.repeat(len(item_ids)), item_ids, frame, offsets=one_request)
-        inputs: dict[str, Any] = {"user_id": raw_ids(user_ids), "item_id": raw_ids(item_ids)}
-        for feature in schema.side("context"):
-            values = np.array([context[feature.name]] * (1 if feature.per == "request" else len(item_ids)))
-            inputs[feature.name] = values.astype(np.float32 if feature.kind == "numeric" else object)
-        if np.isfinite(state.prices).any():
-            inputs["price"] = np.full(len(item_ids), np.nan, np.float32)
-        if schema.segment and "segment" not in inputs:
-            inputs["segment"] = np.array([segments[min(number, len(segments) - 1)]], object)
-        requests.append(
-            {
-                "signature": "rank",
-                "inputs": inputs,
-                "outputs": {name: expected[name] for name in ("similarity", "pctr", "pcvr", "pctcvr")},
-                "parts": {"price": expected["price"]},
-            }
-        )
-    return requests
+    golden = _Golden(run, state, weights, {name: facts[name] for name in CONSTANTS})
+    found = []
+    if users and len(state.user_ids):
+        some = state.user_ids[[0, len(state.user_ids) // 2]]
+        ranks = [golden.request("rank", {"user_id": some[[place]]}, place) for place in (0, 1)]
+        top = {"signature": "rank_top", "inputs": {**ranks[0]["inputs"], "top": np.array([TOP], np.int32)}}
+        asked = {f"weight_{name}": np.ones(1, np.float32) for name in weights.weights}
+        found = [*ranks, {**top, "outputs": {}}, {**ranks[0], "signature": "rank_with_weights"}]
+        found[-1]["inputs"] = {**ranks[0]["inputs"], **asked}
+        if weights.form != "rank":
+            each = some[np.arange(len(golden.items[0])) % 2]
+            found.append(golden.request("serving_default", {"user_id": each}, 0))
+    return [*found, *golden.strangers()]
 
 
-def write_golden_scores(folder: Path, weights: FusionWeights) -> None:
+class _Golden:
+    """Requests over one choice of candidates; those of number 1 have one that nobody knows among them."""
+
+    def __init__(self, run: Run, state: State, weights: FusionWeights, constants: Mapping[str, int]):
+        self.run, self.constants = run, constants
+        self.segments = ["", *weights.segments]
+        chosen = np.zeros(len(state.item_ids), bool)
+        order = np.random.default_rng(0).permutation(len(chosen))[:GOLDEN_CANDIDATES]
+        chosen[order] = True
+        self.state = state
+        self.alone = state.only(np.zeros(len(state.user_ids), bool), chosen)  # small, for users that it lacks
+        known = state.item_ids[order]
+        self.items = (known, known.append(_unknown(state.item_ids)))
+        self.priced = bool(np.isfinite(run.state.prices).any())
+
+    def request(self, signature: str, user: dict[str, Any], number: int, state: State | None = None) -> dict[str, Any]:
+        run, items = self.run, self.items[number]
+        n, state = len(items), self.state if state is None else state
+        ids = user.get("user_id", _unknown(state.user_ids))
+        rows = n if len(ids) > 1 else 1
+        inputs = {**user, "user_id": raw_ids(ids)} if "user_id" in user else dict(user)
+        inputs["item_id"] = raw_ids(items)
+        frame = {}
+        for feature in run.schema.side("context"):
+            value = _typical(run, f"context_{feature.name}", feature.kind, number)
+            frame[feature.name] = [value] * n
+            kind = np.float32 if feature.kind == "numeric" else object
+            inputs[feature.name] = np.array([value] * (rows if feature.per == "request" else n), kind)
+        if self.priced:
+            inputs["price"] = np.full(n, np.nan, np.float32)
+        if run.schema.segment and "segment" not in inputs:
+            segment = self.segments[min(number, len(self.segments) - 1)]
+            inputs["segment"] = np.array([segment] * rows, object)
+        ids = ids if len(ids) == n else ids.repeat(n)
+        context = pd.DataFrame(frame, index=range(n))
+        expected = score_rows(run, state, ids, items, context, offsets=np.array([0, n]))
+        outputs = {name: expected[name] for name in ("similarity", "pctr", "pcvr", "pctcvr")}
+        outputs |= {
+            "has_similarity": expected["has_similarity"] > 0,
+            "known_user": state.rows("user", ids) < len(state.user_ids),
+            "known_item": state.rows("item", items) < len(state.item_ids),
+            **{name: np.full(n, value) for name, value in self.constants.items()},
+        }
+        return {
+            "signature": signature,
+            "inputs": inputs,
+            "outputs": outputs,
+            "parts": {"price": expected["price"]},
+        }
+
+    def strangers(self) -> list[dict[str, Any]]:
+        """Of a user that no table holds, by his features and by his vector."""
+        run = self.run
+        features = {
+            feature.name: _typical(run, f"user_{feature.name}", feature.kind, 1) for feature in run.schema.side("user")
+        }
+        behaviors = {}
+        for behavior in run.schema.behaviors:
+            name = "item" if behavior.vocabulary == "item" else f"behavior_{behavior.name}"
+            behaviors[behavior.name] = run.encoder.vocabularies[name].values[:3][::-1]
+        names, own = user_inputs(run.schema), {}
+        for feature in run.schema.side("user"):
+            kind = np.float32 if feature.kind == "numeric" else object
+            own[names[f"user_{feature.name}"]] = np.array([features[feature.name]], kind)
+        for field, values in behaviors.items():
+            own[names[f"behavior_{field}"]] = raw_ids(values)
+        state = with_features(run, self.alone, features, {field: list(values) for field, values in behaviors.items()})
+        vector = state.user_vectors[0]
+        space = np.array([self.constants["embedding_space_id"]])
+        of_vector = {"user_vector": vector[np.newaxis], "embedding_space_id": space}
+        return [
+            self.request("rank_features", own, 0, state),
+            self.request("rank_embedding", of_vector, 1, with_vector(self.alone, vector)),
+        ]
+
+
+def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = True) -> None:
     """Sets the scores that a version's golden requests expect: `fuse` of the parts that it answers.
 
     Of its own parts, not of those of the Python path: a last digit that differs there is many in the score where a
@@ -67,32 +145,90 @@ def write_golden_scores(folder: Path, weights: FusionWeights) -> None:
     Args:
         folder: Path. The SavedModel's folder, with its golden requests.
         weights: FusionWeights. That it serves.
+        graph: bool. Whether the graph is new. Of a graph that has been verified before, `rank` and what has its parts
+            say whether the weights are the right ones; each other signature costs half a second to compile. Defaults to
+            `True`.
     """
-    bundle = Bundle(folder)
+    bundle = Bundle(folder, warm_up=False)
     content: dict[str, Any] = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    for request in content["requests"]:
-        arrays = columns_to_arrays(request["inputs"], bundle.signatures[request["signature"]].inputs)
-        found = {**bundle.predict(arrays, signature=request["signature"]), **request["parts"]}
-        parts = {name: np.asarray(found[name], np.float64) for name in (*weights.weights, "has_similarity")}
-        segment = request["inputs"].get("segment", [None])[0]
-        score = fuse(parts, weights, segment=segment, offsets=[0, len(parts["has_similarity"])])
-        request["outputs"]["score"] = score.astype(np.float32)
-    bundle.close()
-    write_golden(folder, content["requests"], tolerance=content["tolerance"])
+    requests: list[dict[str, Any]] = content["requests"]
+    answers: dict[str, dict[str, np.ndarray]] = {}
 
+    def answer(signature: str, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        arrays = columns_to_arrays(inputs, bundle.signatures[signature].inputs)
+        return bundle.predict(arrays, signature=signature)
 
-def raw_ids(ids: pd.Index) -> np.ndarray:
-    """Ids as they travel: int64, or text."""
-    return ids.to_numpy(np.int64) if ids.dtype.kind == "i" else ids.to_numpy(object)
-
-
-def _golden_context(run: Run, number: int) -> dict[str, Any]:
-    context: dict[str, Any] = {}
-    for feature in run.schema.side("context"):
-        name = f"context_{feature.name}"
-        if feature.kind == "numeric":
-            context[feature.name] = run.encoder.ranges[name][0]
+    of_id = any(request["signature"] == "rank" for request in requests)
+    for request in requests:
+        inputs, signature, outputs = request["inputs"], request["signature"], request["outputs"]
+        outputs.pop("score", None)
+        override = None
+        if signature == "rank_with_weights":
+            override = _other_weights(weights)
+            inputs |= {f"weight_{name}": [value] for name, value in override.items()}
+        asked = {name: values for name, values in inputs.items() if name != "top" and not name.startswith("weight_")}
+        if signature.startswith("rank_") and "user_id" in asked:
+            found = answers[json.dumps(asked)]  # the parts of `rank`
+        elif signature == "rank" or graph or not of_id:
+            found = answers[json.dumps(asked)] = answer(signature, inputs)
         else:
-            values = run.encoder.vocabularies[name].values
-            context[feature.name] = str(values[number % len(values)]) if len(values) else ""
-    return context
+            continue
+        if signature == "rank_top":
+            whole = next(one for one in requests if one["signature"] == "rank" and one["inputs"] == asked)
+            # Its order is that of the scores as they are answered: of equal ones the first.
+            order = np.argsort(-found["score"], kind="stable")[: inputs["top"][0]]
+            columns = {"item_id": inputs["item_id"], **whole["outputs"]}
+            request["outputs"] = {name: [values[place] for place in order] for name, values in columns.items()}
+            continue
+        known = {**found, **request["parts"]}
+        parts = {name: np.asarray(known[name], np.float64) for name in (*weights.weights, "has_similarity")}
+        segment = inputs.get("segment")
+        segment = np.array(segment, object) if segment and len(segment) > 1 else segment and segment[0]
+        score = fuse(parts, weights, override, segment=segment, offsets=[0, len(parts["has_similarity"])])
+        outputs["score"] = score.astype(np.float32).tolist()
+    bundle.close()
+    write_golden(folder, requests, tolerance=content["tolerance"])
+
+
+def _other_weights(weights: FusionWeights) -> dict[str, float]:
+    """Weights within the bounds, each changed by another factor."""
+    found = {}
+    for place, (name, weight) in enumerate(weights.weights.items()):
+        low, high = weights.bounds[name]
+        found[name] = float(np.float32(min(max(weight * (place + 1) / len(weights.weights), low), high)))
+    return found
+
+
+def write_warm_up(folder: Path) -> None:
+    """Warm-up requests out of the golden ones: `rank` at each of WARM_UP_CANDIDATES, the other signatures at 100."""
+    content = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+    first = {request["signature"]: request["inputs"] for request in reversed(content["requests"])}
+    many = "rank" if "rank" in first else "rank_embedding"
+    requests = [
+        {"signature": signature, "inputs": _with_candidates(inputs, count)}
+        for signature, inputs in sorted(first.items())
+        for count in (WARM_UP_CANDIDATES if signature == many else (100,))
+    ]
+    write_warmup(folder, requests)
+
+
+def _with_candidates(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    n = len(inputs["item_id"])
+    return {
+        name: [values[row % n] for row in range(count)] if len(values) == n and (n > 1 or name == "item_id") else values
+        for name, values in inputs.items()
+    }
+
+
+def _unknown(ids: pd.Index) -> pd.Index:
+    """One id that is not among them."""
+    candidates = (number if ids.dtype.kind == "i" else f"unknown {number}" for number in itertools.count())
+    return pd.Index([next(candidate for candidate in candidates if candidate not in ids)], dtype=ids.dtype)
+
+
+def _typical(run: Run, name: str, kind: str, number: int) -> Any:
+    """A raw value that the encoder knows."""
+    if kind == "numeric":
+        return run.encoder.ranges[name][0]
+    values = run.encoder.vocabularies[name].values
+    return str(values[number % len(values)]) if len(values) else ""

@@ -4,6 +4,7 @@ One definition serves training, evaluation, replay and export: similarity(u, i, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -188,8 +189,17 @@ def similarity_of(lookalike: Any, state: State, user: np.ndarray, item: np.ndarr
     some = np.flatnonzero(has)
     some = some[np.argsort(item[some], kind="stable")]  # rows of one item together: its centroids stay in the cache
 
-    _, k, h = state.centroids.shape
-    m = state.user_vectors.shape[1]
+    score = _similarity_graph(lookalike, state.user_vectors.shape[1], *state.centroids.shape[1:])
+    for start in range(0, len(some), 4096):
+        rows = some[start : start + 4096]
+        counts = state.centroid_counts[item[rows]].astype(np.float32)
+        similarity[rows] = score(state.user_vectors[user[rows]], state.centroids[item[rows]], counts)
+    return {"similarity": similarity, "has_similarity": has.astype(np.float32)}
+
+
+@functools.lru_cache(maxsize=4)
+def _similarity_graph(lookalike: Any, m: int, k: int, h: int) -> Any:
+    """Traced once a model, not once a state: a refresh makes states for as long as it runs."""
 
     @tf.function(
         input_signature=[
@@ -201,8 +211,4 @@ def similarity_of(lookalike: Any, state: State, user: np.ndarray, item: np.ndarr
     def score(vectors: tf.Tensor, centroids: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
         return lookalike({"user": vectors, "centroids": centroids, "centroid_counts": counts})
 
-    for start in range(0, len(some), 4096):
-        rows = some[start : start + 4096]
-        counts = state.centroid_counts[item[rows]].astype(np.float32)
-        similarity[rows] = score(state.user_vectors[user[rows]], state.centroids[item[rows]], counts)
-    return {"similarity": similarity, "has_similarity": has.astype(np.float32)}
+    return score

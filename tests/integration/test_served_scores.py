@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from ranking.export import MAX_CANDIDATES, ServedRanker, export_run
+from ranking.exported.tables import table_arrays
 from ranking.fusion import fuse
 from ranking.rows import training_rows
 from ranking.scoring import score_rows
@@ -299,9 +300,14 @@ def test_a_version_holds_what_it_needs_and_no_more(tiny, models):
 
     (version,) = versions(models / "seedrank")
     stored = tf.train.list_variables(str(models / "seedrank" / str(version) / "variables" / "variables"))
-    size = sum(math.prod(shape) for name, shape in stored if name.startswith("parameters/"))
-    assert size == sum(math.prod(variable.shape) for variable in tiny.run.ranker().variables)
-    assert not [name for name, _ in stored if "optimizer" in name or name.startswith("ranker")]
+    stored = {name: math.prod(shape) for name, shape in stored}
+    assert not [name for name in stored if "optimizer" in name or "seed_generator" in name]
+    size = sum(values for name, values in stored.items() if name.startswith("network/"))
+    run = tiny.run
+    assert size <= sum(math.prod(v.shape) for v in (*run.ranker().variables, *run.representation.variables))
+    # each table once: the state, the items' share of the first layers, their centroids with the global embedding
+    size = sum(values for name, values in stored.items() if name.startswith("tables/"))
+    assert size == sum(values.size for values in table_arrays(run, run.state).values())
 
 
 def test_status_and_metadata(connect, server):
@@ -309,7 +315,9 @@ def test_status_and_metadata(connect, server):
     (status,) = client.status()
     assert status["state"] == "AVAILABLE" and status["error_code"] == "OK"
     declared = client.metadata()["metadata"]["signature_def"]["signature_def"]
-    assert {"rank", "rank_with_weights", "serving_default"} <= set(declared)
+    assert {"rank", "rank_top", "rank_features", "rank_embedding", "rank_with_weights", "serving_default"} <= set(
+        declared
+    )
     assert declared["rank"]["inputs"]["user_id"]["dtype"] == "DT_STRING"
     assert set(declared["rank"]["outputs"]) == OUTPUTS
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,14 +65,15 @@ class Version(tf.Module):
 
     @tf.function
     def rank(self, **inputs):
-        parts = {name: values for name, values in inputs.items() if name != "segment"}
+        parts = {name: values for name, values in inputs.items() if name not in ("item_id", "segment")}
         score = self.fusion.score(parts, segment=inputs.get("segment"))
         return {**{name: tf.identity(parts[name]) for name in parts if name != "price"}, "score": score}
 
 
 def export(models, weights=PRODUCTION, *, segmented=False, tables="t", verified=False):
     specs = {name: tf.TensorSpec([None], tf.float32, name=name) for name in parts_of()}
-    inputs = parts_of()
+    specs["item_id"] = tf.TensorSpec([None], tf.int64, name="item_id")
+    inputs = {**parts_of(), "item_id": np.arange(N)}
     if segmented:
         specs["segment"] = tf.TensorSpec([1], tf.string, name="segment")
         inputs["segment"] = np.array(["new"], object)
@@ -84,7 +86,7 @@ def export(models, weights=PRODUCTION, *, segmented=False, tables="t", verified=
         write_golden(folder, [request])
         write_golden_scores(folder, weights)
         weights.save(folder / FUSION)
-        return Content({"parameters": weights.parameters_hash, "weights": weights.hash, "tables": tables})
+        return Content({"parameters": weights.parameters_hash, "weights": weights.hash, "tables": tables}, {"kept": 7})
 
     return models / "seedrank" / str(publish(models / "seedrank", build, verify=verified))
 
@@ -92,7 +94,7 @@ def export(models, weights=PRODUCTION, *, segmented=False, tables="t", verified=
 def answer(folder, parts, segment=None):
     bundle = Bundle(folder)
     known = {} if segment is None else {"segment": np.array([segment.encode()], object)}
-    found = bundle.predict({**parts, **known}, signature="rank")
+    found = bundle.predict({**parts, "item_id": np.arange(N), **known}, signature="rank")
     bundle.close()
     return found
 
@@ -100,7 +102,7 @@ def answer(folder, parts, segment=None):
 @pytest.fixture
 def unverified(monkeypatch):
     """Without the fresh process of every publish; the test calls `verify` itself where it counts."""
-    monkeypatch.setattr(publishing, "_verify", verify)
+    monkeypatch.setattr(publishing, "Verifier", lambda: SimpleNamespace(verify=verify))
 
 
 def test_apply_changes_the_order_and_nothing_else(tmp_path):
@@ -131,7 +133,8 @@ def test_apply_changes_the_order_and_nothing_else(tmp_path):
     assert [name.split("/.")[0] for name in changed] == ["fusion/arrays/weights"]
     # TensorFlow's own loader, which TensorFlow Serving's is
     loaded = tf.saved_model.load(str(applied))
-    found = loaded.signatures["rank"](**{name: tf.constant(values) for name, values in parts.items()})
+    fed = {**parts, "item_id": np.arange(N)}
+    found = loaded.signatures["rank"](**{name: tf.constant(values) for name, values in fed.items()})
     np.testing.assert_allclose(found["score"].numpy(), after["score"], rtol=1e-6)
     fingerprints = [tf.saved_model.experimental.read_fingerprint(str(folder)) for folder in (live, applied)]
     assert fingerprints[0].saved_model_checksum == fingerprints[1].saved_model_checksum
@@ -145,6 +148,9 @@ def test_the_hash_goes_from_the_weights_to_the_manifest(tmp_path, unverified):
     assert FusionWeights.load(applied / FUSION).hash == weights.hash
     assert version_hashes(applied) == {"parameters": "p", "weights": weights.hash, "tables": "t"}
     assert version_hashes(live) == {"parameters": "p", "weights": PRODUCTION.hash, "tables": "t"}
+    facts = version_content(applied).facts
+    assert facts["kept"] == 7 and facts["form"] == "product" and facts["weights"]["pcvr"] == 1
+    assert FusionWeights(**facts["fusion"]) == weights
     manifest = json.loads((applied / "manifest.json").read_text())
     assert manifest["version"] == int(applied.name) and "variables/variables.index" in manifest["files"]
 
@@ -184,8 +190,8 @@ def test_rollback_is_the_old_content_under_a_higher_number(tmp_path, unverified)
 def test_a_version_with_wrong_weights_is_not_published(tmp_path, unverified, monkeypatch):
     """The golden scores are those of the weights: a checkpoint with others does not pass."""
     live = export(tmp_path)
-    monkeypatch.setattr("ranking.apply._write_variables", lambda live, folder, weights: shutil.copytree(
-        live / "variables", folder / "variables"
+    monkeypatch.setattr("ranking.apply.rewrite_version", lambda live, folder, arrays: shutil.copytree(
+        live, folder, dirs_exist_ok=True
     ))  # fmt: skip
     with pytest.raises(ServingError, match="`score` at"):
         apply_weights(tmp_path, other(similarity=-1))
@@ -239,16 +245,17 @@ def test_refused_models(shared, tmp_path):
 
 APPLY = """
 import sys
+import types
 from ranking import apply
 from ranking.fusion import FusionWeights
 from serving import publish
-publish._verify = lambda folder: None
-write = apply._write_variables
-def pausing(*arguments):  # the live version has been read
+publish.Verifier = lambda: types.SimpleNamespace(verify=lambda folder: None)
+write = apply.rewrite_version
+def pausing(*arguments):  # the live version has been read, the new one begun
+    write(*arguments)
     print("inside", flush=True)
     sys.stdin.readline()
-    write(*arguments)
-apply._write_variables = pausing
+apply.rewrite_version = pausing
 weights = FusionWeights.load(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
