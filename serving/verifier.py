@@ -56,9 +56,7 @@ class Verifier:
         try:
             said, complained = process.communicate(f"{Path(folder).resolve()}\n", timeout=VERIFY_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise ServingError(
-                f"not published: no answer from the verification in {VERIFY_SECONDS} seconds."
-            ) from error
+            raise ServingError(f"not published: the verification gave no answer in {VERIFY_SECONDS} s.") from error
         finally:
             if process.poll() is None:
                 process.kill()

@@ -86,11 +86,13 @@ def _replay(bundle: Any, request: dict[str, Any], tolerance: float) -> "dict[str
 
 
 def _compare_facts(answer: "dict[str, np.ndarray]", facts: Mapping[str, Any]) -> None:
+    import numpy as np
+
     for name in FACTS:
-        if name in facts and name in answer and (answer[name] != facts[name]).any():
-            raise ServingError(
-                f"`{name}` should be that of the facts, {facts[name]}. Received: {answer[name].flat[0]}."
-            )
+        wanted = facts.get(name)
+        for value in answer.get(name, np.empty(0)).flat if wanted is not None else ():
+            if value != wanted:
+                raise ServingError(f"`{name}` should be {wanted!r}, as the facts say. Received: {value}.")
 
 
 def _compare(name: str, answer: "np.ndarray", expected: list[Any], tolerance: float) -> None:
