@@ -11,6 +11,7 @@ process, so that a busy machine changes them little.
 """
 
 import argparse
+import functools
 import os
 import tempfile
 import time
@@ -27,6 +28,7 @@ import pandas as pd
 import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import kendalltau
 
 CANDIDATES = (1000, 5000)
 TOWERS, DIM, K, HIDDEN, VECTOR = (360, 200, 80), 18, 20, 64, 128
@@ -200,11 +202,17 @@ def _state(items: int, users: int, vocabularies: dict[str, Any], lookalike: Any,
 def make_models(
     folder: str | Path, *, items: int = 10_000, users: int = 100_000, sharing: str = "embedding"
 ) -> dict[str, Path]:
-    """Exports the network twice: `split`, as it is served, and `plain`; name -> SavedModel folder."""
+    """Exports the network as it is served, `split`; so, with the other centroids, `bfloat16`; and `plain`.
+
+    Returns:
+        name -> SavedModel folder.
+    """
     from ranking.exported import ranker
 
     run, found = random_run(items, users, sharing=sharing), {}
-    for name, network in (("split", ranker.SplitNetwork), ("plain", PlainNetwork)):
+    split = ranker.SplitNetwork
+    narrow: Any = lambda run, **_: split(run, centroid_dtype="bfloat16")  # noqa: E731
+    for name, network in (("split", split), ("bfloat16", narrow), ("plain", PlainNetwork)):
         with mock.patch.object(ranker, "SplitNetwork", network):
             served = ranker.ServedRanker(run)
         found[name] = Path(folder) / name
@@ -265,46 +273,62 @@ def cpu_seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def floor_seconds(candidates: int, *, rounds: int = 15) -> dict[str, float]:
-    """What the arithmetic of one request must take: CPU seconds of its products, and of reading its rows.
+class Floor:
+    """What the arithmetic of one request must take, counted for the split network with towers of its own a task.
 
-    Counted for the split network with towers of its own a task: per candidate 2 FLOP a weight of the layers that are
-    not made ahead, at the rate of one such product in this process; the bytes of the rows of its tables, read once, at
-    the rate of a copy of as many.
-
-    Args:
-        candidates: int. Of the request.
-        rounds: int. The median of so many. Defaults to `15`.
-
-    Returns:
-        `products`, `bytes` and their sum, `total`, in CPU seconds; `flop` and `read`, what was counted, and the rates,
-        `flop_per_second` and `bytes_per_second`.
+    Products: 2 FLOP a weight and candidate of the layers that are not made ahead, and of the similarity's three passes
+    over the centroids, at the rate of one product of each of the layers' shapes. Bytes: the rows of the tables, read
+    once, at the rate of a copy.
     """
-    enters = 2 * (STATISTICS + CROSSES) + 3  # numbers of a candidate: statistics, and the similarity's three
-    shapes = [(enters, 2 * TOWERS[0]), *[(a, b) for a, b in zip(TOWERS, (*TOWERS[1:], 1), strict=True)] * 2]
-    seconds = 0.0
-    generator = np.random.default_rng(0)
-    for a, b in dict.fromkeys(shapes):
-        x, kernel = (tf.constant(generator.random(s, np.float32)) for s in ((candidates, a), (a, b)))
-        product = tf.function(lambda x=x, kernel=kernel: tf.matmul(x, kernel))
-        product()
-        seconds += shapes.count((a, b)) * float(np.median([cpu_seconds(product) for _ in range(rounds)]))
-    flop = 2 * candidates * sum(a * b for a, b in shapes) + 2 * candidates * (K + 1) * HIDDEN * 3
-    read = candidates * 4 * ((K + 1) * HIDDEN + (K + 1) + 2 * TOWERS[0] + 2 + enters)
-    source = np.ones(read, np.uint8)
-    target = np.empty_like(source)
-    copying = float(np.median([cpu_seconds(lambda: np.copyto(target, source)) for _ in range(rounds)])) / 2
-    rate = 2 * candidates * sum(a * b for a, b in shapes) / seconds
-    products = flop / rate
-    return {
-        "products": products,
-        "bytes": copying,
-        "total": products + copying,
-        "flop": float(flop),
-        "read": float(read),
-        "flop_per_second": rate,
-        "bytes_per_second": read / copying,
-    }
+
+    def __init__(self, candidates: int) -> None:
+        numbers = 2 * (STATISTICS + CROSSES) + 3  # of a candidate: statistics, and the similarity's three
+        layers = [(numbers, 2 * TOWERS[0])] + 2 * list(zip(TOWERS, (*TOWERS[1:], 1), strict=True))
+        self.products = []
+        product = tf.function(lambda x, kernel: tf.matmul(x, kernel), input_signature=[tf.TensorSpec([None, None])] * 2)
+        generator = np.random.default_rng(0)
+        for a, b in layers:
+            x, kernel = (tf.constant(generator.random(shape, np.float32)) for shape in ((candidates, a), (a, b)))
+            self.products.append(functools.partial(product, x, kernel))
+        self.layers = 2 * candidates * sum(a * b for a, b in layers)
+        self.flop = self.layers + 2 * candidates * 3 * (K + 1) * HIDDEN
+        self.read = 4 * candidates * ((K + 1) * (HIDDEN + 1) + 2 * TOWERS[0] + 2 + numbers)
+        self.source = np.ones(self.read, np.uint8)
+        self.target = np.empty_like(self.source)
+        self.measure()
+
+    def measure(self) -> dict[str, float]:
+        """CPU seconds, now: `products`, `bytes` and their sum `total`; and the rates they were made of."""
+        taken = sum(cpu_seconds(product) for product in self.products)
+        copied = cpu_seconds(lambda: np.copyto(self.target, self.source))
+        found = {"products": taken * self.flop / self.layers, "bytes": copied / 2}  # a copy reads and writes
+        rates = {"flop_per_second": self.layers / taken, "bytes_per_second": 2 * self.read / copied}
+        return {**found, "total": sum(found.values()), **rates}
+
+
+def floor_seconds(candidates: int, *, rounds: int = 15) -> dict[str, float]:
+    """The median of so many measurements of `Floor`."""
+    floor = Floor(candidates)
+    measured = [floor.measure() for _ in range(rounds)]
+    return {name: float(np.median([one[name] for one in measured])) for name in measured[0]}
+
+
+def measure(bundles: dict[str, Any], candidates: int, rounds: int, sizes: dict[str, int]) -> tuple[Any, Any, Any]:
+    """Seconds of each model and of the floor, a round a row, and the largest difference from the plain scores."""
+    floor, taken = Floor(candidates), []
+    differences: dict[str, float] = {name: 0.0 for name in bundles}
+    for number in range(rounds + 3):  # the first three trace, allocate and fill the caches
+        inputs, found, row = request(candidates, number, **sizes), {}, {}
+        for name, bundle in bundles.items():
+            start = time.process_time()
+            found[name] = bundle.predict(inputs, signature="rank")
+            row[name] = time.process_time() - start
+        taken.append({**row, "floor": floor.measure()["total"]})
+        for name in bundles:
+            for output in ("similarity", "pctr", "pcvr", "pctcvr"):
+                off = float(np.abs(found[name][output] - found["plain"][output]).max())
+                differences[name] = max(differences[name], off)
+    return {name: np.array([row[name] for row in taken[3:]]) for name in taken[0]}, differences, found
 
 
 def main() -> None:
@@ -321,33 +345,22 @@ def main() -> None:
     from serving.server.bundle import Bundle
 
     sizes = {"items": arguments.items, "users": arguments.users}
-    titles = "candidates", "split, ms", "plain, ms", "plain / split", "floor, ms", "split / floor", "difference"
+    titles = ("candidates", "model", "CPU, ms", "plain / model", "model / floor", "off from plain", "order (Kendall)")
     table = Table(*titles)
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {name: Bundle(path) for name, path in make_models(folder, sharing=arguments.sharing, **sizes).items()}
+        models = make_models(folder, sharing=arguments.sharing, **sizes)
+        bundles = {name: Bundle(path) for name, path in models.items()}
         for candidates in CANDIDATES:
-            seconds: dict[str, list[float]] = {name: [] for name in bundles}
-            difference = 0.0
-            for number in range(arguments.rounds + 3):
-                inputs, found = request(candidates, number, **sizes), {}
-                for name, bundle in bundles.items():
-                    start = time.process_time()
-                    found[name] = bundle.predict(inputs, signature="rank")
-                    seconds[name].append(time.process_time() - start)
-                difference = max(
-                    difference,
-                    *(
-                        float(np.abs(found["split"][output] - found["plain"][output]).max())
-                        for output in ("similarity", "pctr", "pcvr", "pctcvr")
-                    ),
-                )
-            split, plain = (np.median(seconds[name][3:]) for name in ("split", "plain"))
-            floor = floor_seconds(candidates, rounds=arguments.rounds)["total"]
-            table.add_row(
-                f"{candidates:,}", f"{1e3 * split:.2f}", f"{1e3 * plain:.2f}", f"{plain / split:.2f}",
-                f"{1e3 * floor:.2f}", f"{split / floor:.2f}", f"{difference:.1e}",
-            )  # fmt: skip
-    Console().print(table)
+            seconds, differences, found = measure(bundles, candidates, arguments.rounds, sizes)
+            for name in (*bundles, "floor"):
+                cells = ["", "", "", ""]
+                if name in bundles:
+                    cells[0] = f"{np.median(seconds['plain'] / seconds[name]):.2f}"
+                    cells[1] = f"{np.median(seconds[name] / seconds['floor']):.2f}"
+                    cells[2] = f"{differences[name]:.1e}"
+                    cells[3] = f"{kendalltau(found[name]['score'], found['plain']['score']).statistic:.5f}"
+                table.add_row(f"{candidates:,}", name, f"{1e3 * np.median(seconds[name]):.2f}", *cells)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
