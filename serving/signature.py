@@ -61,7 +61,11 @@ def _tensor(info: Mapping[str, Any]) -> Tensor:
 def as_list(values: Any) -> Any:
     """Arrays, tuples and single numbers of numpy as plain lists and values."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    return [as_list(value) for value in values] if isinstance(values, (list, tuple)) else values
+    if not isinstance(values, (list, tuple)):
+        return values
+    if {*map(type, values)} <= {int, float, str, bytes, bool}:  # thousands of candidates, at once
+        return list(values)
+    return [as_list(value) for value in values]
 
 
 def rank_inputs(
