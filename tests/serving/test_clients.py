@@ -333,3 +333,24 @@ def test_the_clients_are_light():
     assert done.returncode == 0, done.stderr
     code = "import sys, serving.rest; sys.exit(bool({'numpy', 'grpc', 'tensorflow'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_labels(ranker, tmp_path):
+    """The same over both wires, on a server with labels."""
+    config = tmp_path / "models.config"
+    config.write_text(
+        f"""model_config_list {{ config {{
+            name: "seedrank" base_path: "{ranker / "seedrank"}" model_platform: "tensorflow"
+            version_labels {{ key: "stable" value: 7 }} }} }}"""
+    )
+    with Server(models_config=config, rest_port=0, grpc_port=0) as server:
+        clients = (
+            RestClient(f"http://127.0.0.1:{server.rest_port}", timeout=20),
+            GrpcClient(f"127.0.0.1:{server.grpc_port}", timeout=20),
+        )
+        for client in clients:
+            with client:
+                assert client.rank(2, [5], context={"tab": 1}, label="stable")["echo"] == [5]
+                assert client.metadata(label="stable")["model_spec"]["version"] == "7"
+                with pytest.raises(InvalidArgument, match="Unrecognized servable version label: canary"):
+                    client.rank(2, [5], context={"tab": 1}, label="canary")

@@ -211,19 +211,18 @@ def test_nobody_there(kind, pauses):
     assert len(pauses) == 2
 
 
-def test_labels_and_versions_over_rest(flaky):
-    script, connect = flaky
-    with connect(model="a/b") as client:
-        if isinstance(client, RestClient):
-            client.metadata(label="new one")
-            client.metadata(version=3)
-            assert script.requests == [
-                "/v1/models/a%2Fb/labels/new%20one/metadata", "/v1/models/a%2Fb/versions/3/metadata"
-            ]  # fmt: skip
-        else:
-            script.answers = ["NOT_FOUND"]
-            with pytest.raises(RequestError):  # the scripted server has no such call
-                client.metadata(label="new one")
+def test_labels_and_versions_are_part_of_the_path(pauses):
+    script = _Script()
+    script.answers = ["NOT_FOUND"] * 2
+    url, stop = _rest_server(script)
+    with RestClient(url, model="a/b") as client:
+        for which in ({"label": "new one"}, {"version": 3}):
+            with pytest.raises(NotFound):
+                client.metadata(**which)
+    stop()
+    assert script.requests == [
+        "/v1/models/a%2Fb/labels/new%20one/metadata", "/v1/models/a%2Fb/versions/3/metadata"
+    ]  # fmt: skip
 
 
 class _Raw:
