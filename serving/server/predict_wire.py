@@ -9,9 +9,10 @@ import numpy as np
 from serving.errors import InvalidArgument
 from serving.server.admission import MAX_REQUEST_BYTES
 
-__all__ = ["read_inputs", "write_response"]
+__all__ = ["check_fields", "read_inputs", "write_response"]
 
 MAX_RANK = 64  # of a numpy array
+MAX_FIELDS = 4096
 _STRING = 7
 # DataType number -> numpy's name, the field that carries single values, and the field's number.
 _FIELDS = {
@@ -32,6 +33,47 @@ _FIELDS = {
     23: ("uint64", "uint64_val", 17),
 }
 _NUMBER_OF = {name: number for number, (name, _, _) in _FIELDS.items()}
+
+
+def check_fields(message: bytes) -> None:
+    """Refuses a message of more than `MAX_FIELDS` parts, which in memory is dozens of times its size.
+
+    Looks at the outermost parts only: inputs and wanted outputs. A message that is broken is left to its parser.
+
+    Raises:
+        InvalidArgument: there are more.
+    """
+    position, end = 0, len(message)
+    for _ in range(MAX_FIELDS):
+        if position >= end:
+            return
+        tag, position = _number(message, position)
+        kind = tag & 7
+        if kind == 2:
+            size, position = _number(message, position)
+            position += size
+        elif kind == 0:
+            _, position = _number(message, position)
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        else:
+            return
+    if position < end:
+        raise InvalidArgument(f"The message has more than {MAX_FIELDS} inputs and outputs.")
+
+
+def _number(message: bytes, position: int) -> tuple[int, int]:
+    """A varint and where it ends."""
+    value = shift = 0
+    for byte in message[position : position + 10]:
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+        shift += 7
+    else:
+        return 0, len(message)
+    return value, position
 
 
 def read_inputs(request: Any) -> dict[str, np.ndarray]:

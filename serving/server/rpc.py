@@ -11,7 +11,7 @@ from serving.server.admission import MAX_REQUEST_BYTES, Admission
 from serving.server.bundle import DEFAULT_SIGNATURE
 from serving.server.calls import answer, model_spec, unimplemented
 from serving.server.metrics import Metrics
-from serving.server.predict_wire import read_inputs, write_response
+from serving.server.predict_wire import check_fields, read_inputs, write_response
 from serving.server.versions import Models
 
 __all__ = ["start_grpc"]
@@ -100,6 +100,7 @@ class _PredictionService:
             if not context.add_callback(place.leave):  # called when the client goes away
                 place.leave()
             with place:
+                check_fields(message)
                 request = _parsed(message, "predict", "PredictRequest")
                 model = request.model_spec.name
                 return self._run(request, deadline)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from serving.errors import InvalidArgument
 from serving.protos import messages
 from serving.server import predict_wire
-from serving.server.predict_wire import read_inputs, write_response
+from serving.server.predict_wire import MAX_FIELDS, check_fields, read_inputs, write_response
 from serving.tensors import unpack
 
 PREDICT = messages("tensorflow_serving/apis/predict.proto")
@@ -98,6 +98,21 @@ def test_what_all_inputs_claim_is_bounded(monkeypatch):
     message.inputs["y"].CopyFrom(message.inputs["x"])
     with pytest.raises(InvalidArgument, match="tensor parsing error: [xy]"):
         read_inputs(message)
+
+
+def test_parts_are_counted_without_parsing():
+    message = PREDICT.PredictRequest(output_filter=["y"] * MAX_FIELDS)
+    check_fields(message.SerializeToString())
+    for more in (b"\x1a\x01y", b"\xf8\x3f\x01", b"\xf9\x3f" + bytes(8), b"\xfd\x3f" + bytes(4)):
+        with pytest.raises(InvalidArgument, match="more than 4096 inputs and outputs"):
+            check_fields(message.SerializeToString() + more)
+        check_fields(more)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_counted(message):
+    check_fields(message)
 
 
 ARRAYS = [
