@@ -1,5 +1,6 @@
 """Versions appear whole or not at all: temporary folder, verify, fsync, rename."""
 
+import contextlib
 import datetime
 import json
 import logging
@@ -16,7 +17,7 @@ from serving.layout import check_layout, copy_version
 from serving.lease import lease
 from serving.manifest import MANIFEST, Content, complete, version_content, version_hashes, write_manifest
 from serving.pin import Pinned, pin_message, pinned, refuse_pinned
-from serving.retention import check_keep, live_version, retain, version_folders, versions
+from serving.retention import check_keep, live_version, remove, retain, version_folders, versions
 from serving.verifier import Verifier
 
 __all__ = [
@@ -159,7 +160,8 @@ def publish_leased(
 ) -> int:
     """`publish` for who holds the lease; removes no version."""
     for leftover in base.glob(".tmp-*"):  # the lease is ours, so their publishers are dead
-        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(leftover)
     temporary = base / f".tmp-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:

@@ -96,5 +96,13 @@ def retain(base: Path, keep: int) -> list[int]:
     for old in removed:
         doomed = base / f".tmp-{uuid.uuid4().hex}"  # renamed first: a server never sees half a version
         os.rename(folders[old], doomed)
-        shutil.rmtree(doomed)
+        remove(doomed)
     return removed
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file; of a link the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -405,6 +405,17 @@ def test_retention_keeps_the_live_version_and_those_that_models_config_names(tmp
     assert len(versions(base)) == 5 and "older versions stay" in caplog.text
 
 
+def test_a_version_that_is_a_link_is_removed_as_a_link(tmp_path):
+    base = tmp_path / "m"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(base / str(publish(base, build, verify=False)), elsewhere)
+    (base / "5").symlink_to(elsewhere)
+    (base / ".tmp-left").symlink_to(elsewhere)
+    publish(base, build, keep=1, verify=False)
+    assert len(versions(base)) == 1 and list(base.glob(".tmp-*")) == []
+    assert complete(elsewhere)  # what it led to is not the model's
+
+
 def test_rejected_arguments(tmp_path):
     with pytest.raises(ServingError, match="`keep` should be a positive integer. Received: keep=0."):
         prune(tmp_path, 0)
