@@ -94,9 +94,10 @@ def _groups() -> Iterator[int]:
                 cache = "total_inactive_file"
             else:
                 continue
-            group = Path(root) / inside.lstrip("/")
+            top = Path(root)
+            group = top / inside.lstrip("/")
             for folder in [group, *group.parents]:
-                if not folder.is_relative_to(root):
+                if not folder.is_relative_to(top):
                     break
                 with contextlib.suppress(OSError, ValueError):  # "max" is no number; a container sees no parents
                     most = int((folder / limit).read_text())
