@@ -7,6 +7,7 @@ from esmm.embedding import Feature, SharedEmbedding, WideLinear
 from esmm.losses import LogBinaryCrossentropy, LogitBinaryCrossentropy
 from esmm.model import STEPS, PositionBias, SharedTowers, build_esmm, feature_inputs, funnel_outputs, losses, targets
 from esmm.optimizers import PassDecay, RowAdagrad, RowAdam
+from esmm.split import SplitTowers
 from esmm.strategies import STRATEGIES, Strategy, value_weights
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RowAdam",
     "SharedEmbedding",
     "SharedTowers",
+    "SplitTowers",
     "Strategy",
     "WideLinear",
     "build_esmm",

@@ -15,7 +15,7 @@ from ranking.state import State, in_batches
 
 __all__ = ["SHARE_BYTES", "SplitNetwork"]
 
-PIECE = 500  # candidates: with k = 20 centroids of 64 they and the first layers are 4 MB
+PIECE = 500  # candidates: more leave the second-level cache, and with fewer the number of operations begins to tell
 SHARE_BYTES = 1 << 28  # of the items' share of the first layers; beyond it, it is made from gathered rows per request
 
 
@@ -34,7 +34,7 @@ class SplitNetwork(tf.Module):
     Args:
         run: Run. Its parameters become variables; its state gives names and sizes only.
         centroid_dtype: str. Of the table of centroids, `"float32"` or `"bfloat16"`: half the bytes, for an error of the
-            similarity of about 3e-4. Defaults to `"float32"`.
+            similarity below 1e-3. Defaults to `"float32"`.
     """
 
     def __init__(self, run: Run, *, centroid_dtype: Literal["float32", "bfloat16"] = "float32") -> None:
