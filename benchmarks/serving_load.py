@@ -5,137 +5,39 @@ python benchmarks/serving_load.py [--quick] [--models FOLDER] [--json FILE]
 The network is that of serving_model.py, exported as it is served (`split`) and plainly (`plain`). Calls of the model
 in this process, over gRPC, over REST by column and by row take turns in one run, so that a busy machine weighs on all
 of them alike; ratios and differences are of medians. (Not named serving.py: a script's folder comes first on the
-path, and that name would hide the package from every benchmark here.)
+path, and that name would hide the package from every benchmark here.) What the server adds to a call of the model is
+measured with requests that are already bytes: to make and read messages is the client's part.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import urllib3
 from rich.console import Console
 from rich.table import Table
+from serving_client import CORES, MODEL, Load, Process, Stub, add_version, by_row, one_model
 
 from serving import rest, rpc
-from serving.protos import messages
-from serving.tensors import pack
 
 CANDIDATES = (100, 1000, 5000)
-MODEL = "seedrank"
-CORES = os.cpu_count() or 1
-TICKS = os.sysconf("SC_CLK_TCK")
 DEADLINE = 1.0  # seconds, of every call of the overload
-
-
-class Process:
-    """A server in a process of its own, with `folder` as its models."""
-
-    def __init__(self, folder: Path) -> None:
-        self._start = time.perf_counter()
-        command = [sys.executable, __file__, "--serve", str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise SystemExit("the server did not start")
-        self.ports = json.loads(line)
-        self.seconds_to_start = time.perf_counter() - self._start
-
-    def cpu(self) -> float:
-        """CPU seconds so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def resident(self) -> float:
-        """MB in memory."""
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
-
-    def number(self, name: str) -> float:
-        """A figure of the server's metrics page."""
-        url = f"http://127.0.0.1:{self.ports['rest']}/monitoring/prometheus/metrics"
-        found = re.search(rf"^{name}\S* (\S+)$", urllib3.request("GET", url).data.decode(), re.MULTILINE)
-        return float(found[1]) if found else float("nan")
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait(60)
-
-
-def serve(folder: str) -> None:
-    """The other process: serves until its standard input ends."""
-    from serving.server import Server
-
-    with Server(folder, rest_port=0, grpc_port=0, poll_seconds=0.1) as server:
-        print(json.dumps({"rest": server.rest_port, "grpc": server.grpc_port}), flush=True)
-        sys.stdin.read()
-
-
-class Stub:
-    """Sends prepared Predict requests, so that the client takes little of the machine."""
-
-    def __init__(self, port: int, inputs: list[dict[str, np.ndarray]]) -> None:
-        import grpc
-
-        self.error = grpc.RpcError
-        self._channels = [grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
-                          for _ in range(CORES)]  # fmt: skip
-        self.calls = [
-            channel.unary_unary("/tensorflow.serving.PredictionService/Predict") for channel in self._channels
-        ]
-        self.requests = []
-        for arrays in inputs:
-            request = messages("tensorflow_serving/apis/predict.proto").PredictRequest()
-            request.model_spec.name, request.model_spec.signature_name = MODEL, "rank"
-            for name, values in arrays.items():
-                request.inputs[name].CopyFrom(pack(name, values))
-            self.requests.append(request.SerializeToString())
-
-    def __call__(self, number: int) -> None:
-        self.calls[number % len(self.calls)](self.requests[number % len(self.requests)], timeout=30.0)
-
-    def close(self) -> None:
-        for channel in self._channels:
-            channel.close()
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
     p50, p99, p999 = np.percentile(seconds, [50, 99, 99.9])
     return {"p50": p50 * 1e3, "p99": p99 * 1e3, "p999": p999 * 1e3, "calls": len(seconds)}
-
-
-def by_row(port: int, inputs: dict[str, np.ndarray]) -> Callable[[], None]:
-    """REST with an object a candidate: signature serving_default, whose inputs are all [N]."""
-    rows = len(inputs["item_id"])
-    lists = {name: np.resize(values, rows).tolist() for name, values in inputs.items()}
-    lists = {name: [v.decode() if isinstance(v, bytes) else v for v in values] for name, values in lists.items()}
-    instances = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    pool, url = urllib3.PoolManager(), f"http://127.0.0.1:{port}/v1/models/{MODEL}:predict"
-
-    def call() -> None:
-        reply = pool.urlopen("POST", url, body=json.dumps({"instances": instances}).encode())
-        if reply.status != 200:
-            raise SystemExit(f"REST by row: {reply.data[:300]!r}")
-        json.loads(reply.data)
-
-    return call
 
 
 def latencies(server: Process, bundles: dict[str, Any], requests: Any, rounds: dict[int, int]) -> list[dict]:
@@ -145,12 +47,13 @@ def latencies(server: Process, bundles: dict[str, Any], requests: Any, rounds: d
             rest.RankClient(f"http://127.0.0.1:{server.ports['rest']}", timeout=60) as http:  # fmt: skip
         for candidates in CANDIDATES:
             inputs = [requests(candidates, number) for number in range(8)]
-            rows = by_row(server.ports["rest"], inputs[0])
+            rows, stub = by_row(server.ports["rest"], inputs[0]), Stub(server.ports["grpc"], inputs)
             ways: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
                 **{
                     f"model alone, {name}": lambda arrays, bundle=bundle: bundle.predict(arrays, signature="rank")
                     for name, bundle in bundles.items()
                 },
+                "gRPC, prepared bytes": lambda _, stub=stub: stub(0),
                 "gRPC": lambda arrays: grpc.predict(arrays, signature="rank"),
                 "REST by column": lambda arrays: http.predict(arrays, signature="rank"),
                 **({"REST by row": lambda _, rows=rows: rows()} if candidates <= 1000 else {}),
@@ -166,43 +69,13 @@ def latencies(server: Process, bundles: dict[str, Any], requests: Any, rounds: d
                         seconds[name].append(time.perf_counter() - start)
                         cpu[name].append(time.process_time() - here)
                         of_server[name] += server.cpu() - there
+            stub.close()
             for name in ways:
                 row = {"candidates": candidates, "way": name, **spread(seconds[name])}
                 row["client_cpu"] = 1e3 * float(np.median(cpu[name]))
                 row["server_cpu"] = 1e3 * of_server[name] / rounds[candidates]  # in ticks of 10 ms: the mean
                 found.append(row)
     return found
-
-
-class Load:
-    """Closed loop: each of so many threads calls, waits for the answer and calls again."""
-
-    def __init__(self, stub: Stub, clients: int) -> None:
-        self._stub, self._stop = stub, threading.Event()
-        self.calls: list[tuple[float, float]] = []  # start, seconds
-        self.failed: list[str] = []
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
-
-    def _ask(self, number: int) -> None:
-        while not self._stop.is_set():
-            start = time.perf_counter()
-            try:
-                self._stub(number)
-            except self._stub.error as error:
-                self.failed.append(str(error))
-                continue
-            self.calls.append((start, time.perf_counter() - start))
-            number += CORES
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def throughput(server: Process, stub: Stub, clients: int, seconds: float) -> dict:
@@ -213,22 +86,6 @@ def throughput(server: Process, stub: Stub, clients: int, seconds: float) -> dic
     row = {"clients": clients, **spread([call[1] for call in load.calls]), "failed": len(load.failed)}
     row |= {"per_second": len(load.calls) / took, "server_cpu": (server.cpu() - there) / took}
     return {**row, "client_cpu": (time.process_time() - here) / took}
-
-
-@contextlib.contextmanager
-def one_model(source: Path) -> Iterator[Path]:
-    """A folder of models with version 1 of the model."""
-    with tempfile.TemporaryDirectory() as folder:
-        add_version(Path(folder), source, 1)
-        yield Path(folder)
-
-
-def add_version(models: Path, source: Path, version: int) -> None:
-    """Files are linked, not copied: the disk is not what is measured."""
-    (models / MODEL).mkdir(exist_ok=True)
-    temporary = models / MODEL / f".tmp-{version}"
-    shutil.copytree(source, temporary, copy_function=os.link)
-    temporary.rename(models / MODEL / str(version))
 
 
 def swaps(source: Path, inputs: list[dict[str, np.ndarray]], count: int, pause: float) -> dict:
@@ -332,8 +189,8 @@ def verdicts(summary: dict) -> list[dict]:
     floor = row(5000, "model alone, split")["client_cpu"] / (1e3 * summary["floor"]["total"])
     add("split export / floor, CPU, 5,000", floor, 3)
     for candidates in CANDIDATES:
-        served, alone = row(candidates, "gRPC"), row(candidates, "model alone, split")
-        add(f"gRPC over the model alone, p50, ms, {candidates:,}", served["p50"] - alone["p50"], 2)
+        served, alone = row(candidates, "gRPC, prepared bytes"), row(candidates, "model alone, split")
+        add(f"server over the model alone, p50, ms, {candidates:,}", served["p50"] - alone["p50"], 2)
     for candidates in CANDIDATES:
         served = row(candidates, "gRPC")
         add(f"gRPC p99 / p50, {candidates:,}", served["p99"] / served["p50"], 2.5)
@@ -394,10 +251,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few calls, 6 swaps")
     parser.add_argument("--models", type=Path, help="where `split` and `plain` lie, or are written to")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve:
-        return serve(args.serve)
     import serving_model
 
     from serving.server.bundle import Bundle

@@ -1,27 +1,27 @@
-"""TensorFlow's C API: a SavedModel loaded and run by the C++ code that TensorFlow Serving runs, without Python's lock.
+"""A SavedModel loaded and run by the C++ code that TensorFlow Serving runs, without Python's lock.
 
-The installed wheel exports it. Loading through Python's own session holds the interpreter lock for most of a load,
+Loading through Python's own session holds the interpreter lock for most of a load,
 and every request waits meanwhile; here neither a load nor a run holds it.
 """
 
 import contextlib
 import ctypes as c
 import functools
-import importlib.util
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.errors import CODES, InvalidArgument, ServingError, Unavailable, request_error
+from serving.errors import InvalidArgument, Unavailable
+from serving.server.c_api import Output, checked, library, raise_for
 from serving.server.tensors import from_tensor, to_tensor
 
-__all__ = ["Plan", "Session", "library"]
+__all__ = ["Plan", "Session"]
 
 LOAD_NICENESS = 10  # of the thread that loads: requests go first, yet a busy machine gets to the end of a load
 SIGNATURES = b"\x2a"  # the tag of MetaGraphDef.signature_def
@@ -31,88 +31,6 @@ SIGNATURES = b"\x2a"  # the tag of MetaGraphDef.signature_def
 CONFIG = b"\x10\x01" + b"\x32\x02\x20\x01"
 IN_THIS_THREAD = b"\x18" + b"\xff" * 9 + b"\x01"
 TIMEOUT = b"\x10"
-
-
-class _Output(c.Structure):
-    _fields_ = [("operation", c.c_void_p), ("index", c.c_int)]
-
-
-class _Buffer(c.Structure):
-    _fields_ = [("data", c.c_void_p), ("length", c.c_size_t), ("deallocator", c.c_void_p)]
-
-
-_any, _text, _int, _size = c.c_void_p, c.c_char_p, c.c_int, c.c_size_t
-_buffer, _outputs, _tensors = c.POINTER(_Buffer), c.POINTER(_Output), c.POINTER(c.c_void_p)
-# Name -> result and arguments. Short calls keep the interpreter lock: to give it up and wait for it again costs more
-# than they do.
-_SHORT: dict[str, tuple[Any, list[Any]]] = {
-    "TF_NewStatus": (_any, []),
-    "TF_DeleteStatus": (None, [_any]),
-    "TF_GetCode": (_int, [_any]),
-    "TF_Message": (_text, [_any]),
-    "TF_NewBuffer": (_buffer, []),
-    "TF_NewBufferFromString": (_buffer, [_text, _size]),
-    "TF_DeleteBuffer": (None, [_buffer]),
-    "TF_NewGraph": (_any, []),
-    "TF_GraphOperationByName": (_any, [_any, _text]),
-    "TF_GraphNextOperation": (_any, [_any, c.POINTER(_size)]),
-    "TF_OperationOpType": (_text, [_any]),
-    "TF_OperationNumOutputs": (_int, [_any]),
-    "TF_NewSessionOptions": (_any, []),
-    "TF_SetConfig": (None, [_any, _text, _size, _any]),
-    "TF_DeleteSessionOptions": (None, [_any]),
-    "TF_AllocateTensor": (_any, [_int, c.POINTER(c.c_int64), _int, _size]),
-    "TF_DeleteTensor": (None, [_any]),
-    "TF_TensorData": (_any, [_any]),
-    "TF_TensorType": (_int, [_any]),
-    "TF_NumDims": (_int, [_any]),
-    "TF_Dim": (c.c_int64, [_any, _int]),
-    "TF_StringGetDataPointer": (_any, [_any]),
-    "TF_StringGetSize": (_size, [_any]),
-}
-_LONG: dict[str, tuple[Any, list[Any]]] = {
-    "TF_LoadSessionFromSavedModel": (_any, [_any, _buffer, _text, c.POINTER(_text), _int, _any, _buffer, _any]),
-    "TF_SessionRun": (
-        None,
-        [_any, _buffer, _outputs, _tensors, _int, _outputs, _tensors, _int, c.POINTER(_any), _int, _buffer, _any],
-    ),
-    "TF_CloseSession": (None, [_any, _any]),
-    "TF_DeleteSession": (None, [_any, _any]),
-    "TF_DeleteGraph": (None, [_any]),
-}
-
-
-class _Library:
-    """The functions of the C API, as attributes."""
-
-    def __init__(self, path: Path) -> None:
-        for source, declared in ((c.PyDLL(str(path)), _SHORT), (c.CDLL(str(path)), _LONG)):
-            for name, (result, arguments) in declared.items():
-                function = getattr(source, name)
-                function.restype, function.argtypes = result, arguments
-                setattr(self, name, function)
-
-    def __getattr__(self, name: str) -> Any:  # what is not declared above
-        raise AttributeError(name)
-
-
-@functools.cache
-def library() -> _Library:
-    """Loads the C API, once; `import tensorflow` is not needed for it and does not disturb it.
-
-    Raises:
-        ServingError: TensorFlow is not installed, or its library does not load.
-    """
-    found = importlib.util.find_spec("tensorflow")
-    folders = found.submodule_search_locations if found is not None else None
-    if not folders:
-        raise ServingError("the package tensorflow is not installed; its runtime is what runs the models.")
-    path = Path(folders[0]) / ("libtensorflow_cc.2.dylib" if sys.platform == "darwin" else "libtensorflow_cc.so.2")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        return _Library(path)
-    except (OSError, AttributeError) as error:
-        raise ServingError(f"TensorFlow's runtime can not be loaded: {error}.") from error
 
 
 class Plan(NamedTuple):
@@ -172,14 +90,14 @@ class Session:
             found = [[self._output(name) for name in names] for names in (feeds, fetches)]
         finally:
             self._leave()
-        return Plan(*((_Output * len(outputs))(*outputs) for outputs in found))
+        return Plan(*((Output * len(outputs))(*outputs) for outputs in found))
 
-    def _output(self, name: str) -> _Output:
+    def _output(self, name: str) -> Output:
         operation, _, index = name.rpartition(":")
         found = self._library.TF_GraphOperationByName(self._graph, operation.encode())
         if not found or not index.isdecimal() or int(index) >= self._library.TF_OperationNumOutputs(found):
             raise InvalidArgument(f"Tensor {name or '(no name)'}, specified in the signature, was not found.")
-        return _Output(found, int(index))
+        return Output(found, int(index))
 
     def run(
         self, plan: Plan, arrays: Sequence[np.ndarray], *, timeout: float | None = None, aside: bool = False
@@ -217,7 +135,7 @@ class Session:
                 _aside(work)
             else:
                 work()
-            _raise(lib, status)
+            raise_for(lib, status)
             return [from_tensor(lib, tensor) for tensor in fetched if tensor]
         finally:
             for tensor in (*feeds, *fetched):
@@ -234,7 +152,7 @@ class Session:
             self._enter()
             self._closed = True
             try:
-                with _checked(self._library) as status:
+                with checked(self._library) as status:
                     self._library.TF_CloseSession(self._session, status)
             finally:
                 self._leave()
@@ -257,9 +175,9 @@ def _load(lib: Any, path: Path, graph: int, meta: Any) -> int:
     options, tags = lib.TF_NewSessionOptions(), (c.c_char_p * 1)(b"serve")
     run_options = lib.TF_NewBufferFromString(IN_THIS_THREAD, len(IN_THIS_THREAD))
     try:
-        with _checked(lib) as status:
+        with checked(lib) as status:
             lib.TF_SetConfig(options, CONFIG, len(CONFIG), status)
-        with _checked(lib) as status:
+        with checked(lib) as status:
             return _aside(
                 functools.partial(
                     lib.TF_LoadSessionFromSavedModel, options, run_options, os.fsencode(path), tags, 1, graph, meta,
@@ -272,29 +190,12 @@ def _load(lib: Any, path: Path, graph: int, meta: Any) -> int:
 
 
 def _delete(lib: Any, session: int, graph: int) -> None:
-    with _checked(lib) as status:
+    with checked(lib) as status:
         lib.TF_DeleteSession(session, status)
     lib.TF_DeleteGraph(graph)
     trim = getattr(c.CDLL(None), "malloc_trim", None)
     if trim is not None:  # else the allocator keeps what lay between longer-lived blocks
         trim(0)
-
-
-@contextlib.contextmanager
-def _checked(lib: Any) -> Iterator[int]:
-    """A status for a call; raised as an error if it is one afterwards."""
-    status = lib.TF_NewStatus()
-    try:
-        yield status
-        _raise(lib, status)
-    finally:
-        lib.TF_DeleteStatus(status)
-
-
-def _raise(lib: Any, status: int) -> None:
-    code = lib.TF_GetCode(status)
-    if code:
-        raise request_error(CODES[code], lib.TF_Message(status).decode("utf-8", "replace"))
 
 
 def _aside(work: Callable[[], Any]) -> Any:

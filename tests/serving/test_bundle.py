@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving.errors import RequestError, ServingError, Unavailable
 from serving.server import bundle as bundle_module
-from serving.server import runtime
+from serving.server import c_api
 from serving.server.bundle import Bundle
 from serving.warmup import WARMUP, write_warmup
 
@@ -318,9 +318,9 @@ def test_a_model_without_variables_loads(tmp_path):
 
 
 def test_without_tensorflow_installed(monkeypatch):
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(c_api.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServingError, match="the package tensorflow is not installed"):
-        runtime.library.__wrapped__()
+        c_api.library.__wrapped__()
 
 
 BOTH = """
