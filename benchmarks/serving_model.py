@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -207,14 +206,17 @@ def make_models(
     Returns:
         name -> SavedModel folder.
     """
-    from ranking.exported import ranker
+    from ranking.exported.network import SplitNetwork
+    from ranking.exported.ranker import ServedRanker
 
     run, found = random_run(items, users, sharing=sharing), {}
-    split = ranker.SplitNetwork
-    narrow: Any = lambda run, **_: split(run, centroid_dtype="bfloat16")  # noqa: E731
-    for name, network in (("split", split), ("bfloat16", narrow), ("plain", PlainNetwork)):
-        with mock.patch.object(ranker, "SplitNetwork", network):
-            served = ranker.ServedRanker(run)
+    networks = {
+        "split": SplitNetwork(run),
+        "bfloat16": SplitNetwork(run, centroid_dtype="bfloat16"),
+        "plain": PlainNetwork(run),
+    }
+    for name, network in networks.items():
+        served = ServedRanker(run, network=network)
         found[name] = Path(folder) / name
         tf.saved_model.save(served, str(found[name]), signatures=served.signatures())
     return found
@@ -223,7 +225,7 @@ def make_models(
 class PlainNetwork(tf.Module):
     """The interface of `SplitNetwork` around the ranker as Keras has it: every row brings all of its user along."""
 
-    def __init__(self, run: Any, **_: Any) -> None:
+    def __init__(self, run: Any) -> None:
         super().__init__()
         ranker = run.ranker()
         self.parameters = [variable.value for variable in (*ranker.variables, *run.representation.variables)]
