@@ -103,7 +103,8 @@ def _array(tensor: Any, room: int) -> np.ndarray | None:
         return None
     shape = [dimension.size for dimension in dimensions]
     size = math.prod(shape)
-    if min(shape, default=0) < 0 or max(shape, default=0) >= 1 << 62:
+    # Without the zeros: numpy and TensorFlow count so too, and a shape of no values must not overflow them.
+    if min(shape, default=0) < 0 or math.prod(max(side, 1) for side in shape) > room:
         return None
     if tensor.dtype == _STRING:
         texts = tensor.string_val

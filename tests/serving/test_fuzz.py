@@ -22,8 +22,8 @@ from serving.server.versions import Models, find_models
 
 MODELS = ("half", "id_int64", "id_string", "id_bool", "two_in", "multi", "intdiv")
 KINDS = messages("tensorflow_serving/apis/predict.proto")
-# Python's and the runtime's allocators keep what they once took; far below what unbounded requests would take.
-ROOM = 8 * MAX_REQUEST_BYTES
+# Most of it is what hypothesis remembers of 10,000 examples; one request that is not bounded takes more.
+ROOM = 24 * MAX_REQUEST_BYTES
 FEW = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=10_000)
 

@@ -65,6 +65,7 @@ LIES = {
     "2 GB claimed": {"dtype": FLOAT, "shape": [1 << 29], "float_val": [1.0]},
     "2 GB of texts claimed": {"dtype": STRING, "shape": [1 << 28], "string_val": [b""]},
     "largest size and none": {"dtype": FLOAT, "shape": [(1 << 63) - 1, 0]},
+    "no values in a shape that overflows": {"dtype": FLOAT, "shape": [0, 1 << 31, 1 << 31]},
     "content too short": {"dtype": FLOAT, "shape": [2], "tensor_content": b"\0" * 7},
     "content too long": {"dtype": FLOAT, "shape": [2], "tensor_content": b"\0" * 9},
     "content of another type": {"dtype": INT64, "shape": [2], "tensor_content": b"\0" * 8},
