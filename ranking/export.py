@@ -13,7 +13,7 @@ from ranking.exported.tables import tables_hash, user_bytes
 from ranking.exported.wire import MAX_CANDIDATES
 from ranking.facts import parameter_facts, table_facts, weight_facts
 from ranking.fusion import FusionWeights
-from ranking.golden import FUSION, golden_requests, write_golden_scores, write_warm_up
+from ranking.golden import FUSION, GOLDEN_TOLERANCE, golden_requests, write_golden_scores, write_warm_up
 from ranking.run import Run
 from serving.publish import Content, publish, write_golden
 from serving.verifier import Verifier
@@ -73,7 +73,8 @@ def export_run(
         tf.saved_model.save(served, str(folder), signatures=served.signatures())
         facts = parameter_facts(run) | {"centroid_dtype": centroid_dtype, "user_table": users}
         facts |= weight_facts(run.weights) | table_facts(run.state, users=users)
-        write_golden(folder, golden_requests(run, run.state, run.weights, facts, users=users))
+        requests = golden_requests(run, run.state, run.weights, facts, users=users)
+        write_golden(folder, requests, tolerance=GOLDEN_TOLERANCE[centroid_dtype])
         write_golden_scores(folder, run.weights)
         write_warm_up(folder)
         run.weights.save(folder / FUSION)

@@ -21,11 +21,11 @@ from serving.server.bundle import Bundle
 from serving.server.decode import columns_to_arrays
 from serving.warmup import write_warmup
 
-__all__ = ["FUSION", "golden_requests", "write_golden_scores", "write_warm_up"]
+__all__ = ["FUSION", "GOLDEN_TOLERANCE", "golden_requests", "write_golden_scores", "write_warm_up"]
 
 FUSION = "assets.extra/fusion.json"  # the weights of a version
 GOLDEN_CANDIDATES = 50
-TOP = 10
+GOLDEN_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # by the type of the centroids; bfloat16 has 8 bits
 CONSTANTS = ("table_version", "seed_watermark", "embedding_space_id")  # the same for every candidate
 WARM_UP_CANDIDATES = (1, 100, 1000, MAX_CANDIDATES)
 
@@ -50,9 +50,10 @@ def golden_requests(
     if users and len(state.user_ids):
         some = state.user_ids[[0, len(state.user_ids) // 2]]
         ranks = [golden.request("rank", {"user_id": some[[place]]}, place) for place in (0, 1)]
-        top = {"signature": "rank_top", "inputs": {**ranks[0]["inputs"], "top": np.array([TOP], np.int32)}}
+        everything = np.array([len(golden.items[0])], np.int32)  # a rank is among all candidates
+        top = {**ranks[0], "signature": "rank_top", "inputs": {**ranks[0]["inputs"], "top": everything}}
         asked = {f"weight_{name}": np.ones(1, np.float32) for name in weights.weights}
-        found = [*ranks, {**top, "outputs": {}}, {**ranks[0], "signature": "rank_with_weights"}]
+        found = [*ranks, top, {**ranks[0], "signature": "rank_with_weights"}]
         found[-1]["inputs"] = {**ranks[0]["inputs"], **asked}
         if weights.form != "rank":
             each = some[np.arange(len(golden.items[0])) % 2]
@@ -145,19 +146,13 @@ def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = T
     Args:
         folder: Path. The SavedModel's folder, with its golden requests.
         weights: FusionWeights. That it serves.
-        graph: bool. Whether the graph is new. Of a graph that has been verified before, `rank` and what has its parts
-            say whether the weights are the right ones; each other signature costs half a second to compile. Defaults to
-            `True`.
+        graph: bool. Whether the graph is new. Of a graph that has been verified before, `rank` alone says whether the
+            weights are the right ones, as all signatures read the same; each other one costs half a second to compile.
+            Defaults to `True`.
     """
     bundle = Bundle(folder, warm_up=False)
     content: dict[str, Any] = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     requests: list[dict[str, Any]] = content["requests"]
-    answers: dict[str, dict[str, np.ndarray]] = {}
-
-    def answer(signature: str, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-        arrays = columns_to_arrays(inputs, bundle.signatures[signature].inputs)
-        return bundle.predict(arrays, signature=signature)
-
     of_id = any(request["signature"] == "rank" for request in requests)
     for request in requests:
         inputs, signature, outputs = request["inputs"], request["signature"], request["outputs"]
@@ -166,20 +161,18 @@ def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = T
         if signature == "rank_with_weights":
             override = _other_weights(weights)
             inputs |= {f"weight_{name}": [value] for name, value in override.items()}
-        asked = {name: values for name, values in inputs.items() if name != "top" and not name.startswith("weight_")}
-        if signature.startswith("rank_") and "user_id" in asked:
-            found = answers[json.dumps(asked)]  # the parts of `rank`
-        elif signature == "rank" or graph or not of_id:
-            found = answers[json.dumps(asked)] = answer(signature, inputs)
-        else:
+        if of_id and signature != "rank" and not graph:
+            if signature == "rank_top":
+                request["outputs"] = {name: outputs[name] for name in CONSTANTS}  # the order is another one now
             continue
+        arrays = columns_to_arrays(inputs, bundle.signatures[signature].inputs)
+        found = bundle.predict(arrays, signature=signature)
         if signature == "rank_top":
-            whole = next(one for one in requests if one["signature"] == "rank" and one["inputs"] == asked)
-            # Its order is that of the scores as they are answered: of equal ones the first.
-            order = np.argsort(-found["score"], kind="stable")[: inputs["top"][0]]
-            columns = {"item_id": inputs["item_id"], **whole["outputs"]}
-            request["outputs"] = {name: [values[place] for place in order] for name, values in columns.items()}
-            continue
+            # In the order that it has: near ones may change places with a last digit of the parts.
+            place = [inputs["item_id"].index(_plain(item)) for item in found["item_id"]]
+            request["parts"] = {name: [values[row] for row in place] for name, values in request["parts"].items()}
+            outputs |= {name: [outputs[name][row] for row in place] for name in outputs if name not in CONSTANTS}
+            outputs["item_id"] = [inputs["item_id"][row] for row in place]
         known = {**found, **request["parts"]}
         parts = {name: np.asarray(known[name], np.float64) for name in (*weights.weights, "has_similarity")}
         segment = inputs.get("segment")
@@ -188,6 +181,10 @@ def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = T
         outputs["score"] = score.astype(np.float32).tolist()
     bundle.close()
     write_golden(folder, requests, tolerance=content["tolerance"])
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value.item()
 
 
 def _other_weights(weights: FusionWeights) -> dict[str, float]:

@@ -9,7 +9,7 @@ from ranking.exported.ranker import space_id
 from ranking.exported.tables import table_arrays, tables_hash
 from ranking.facts import table_facts
 from ranking.fusion import FusionWeights
-from ranking.golden import FUSION, golden_requests, write_golden_scores, write_warm_up
+from ranking.golden import FUSION, GOLDEN_TOLERANCE, golden_requests, write_golden_scores, write_warm_up
 from ranking.rewrite import rewrite_version, variable_key, variable_keys
 from ranking.run import Run
 from ranking.state import State
@@ -57,7 +57,8 @@ def republish_tables(
         rewrite_version(live, folder, tables)
         facts = {**content.facts, **table_facts(state, users=users)}
         weights = FusionWeights.load(live / FUSION)
-        write_golden(folder, golden_requests(run, state, weights, facts, users=users))
+        requests = golden_requests(run, state, weights, facts, users=users)
+        write_golden(folder, requests, tolerance=GOLDEN_TOLERANCE[content.facts["centroid_dtype"]])
         write_golden_scores(folder, weights, graph=False)
         write_warm_up(folder)
         return Content({**content.hashes, "tables": tables_hash(state)[0]}, facts)

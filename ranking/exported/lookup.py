@@ -7,7 +7,7 @@ import tensorflow as tf
 from ranking.errors import UserError
 from ranking.fingerprints import fingerprints
 
-__all__ = ["id_dtype", "lookup_arrays", "raw_ids", "rows_of"]
+__all__ = ["id_dtype", "lookup_arrays", "raw_ids", "rows_of", "search"]
 
 
 def raw_ids(ids: pd.Index) -> np.ndarray:
@@ -30,7 +30,8 @@ def lookup_arrays(ids: pd.Index, what: str) -> dict[str, np.ndarray]:
         what: str. What they are, for the message.
 
     Returns:
-        `keys`, int64 `[ids]`, sorted; `rows`, int32 `[ids + 1]`, the last one the row of every other id.
+        `keys`, int64 `[ids + 1]`, sorted, the last one there to be looked at and never found; `rows`, int32
+        `[ids + 1]`, the last one the row of every other id.
 
     Raises:
         UserError: two ids have one fingerprint.
@@ -40,14 +41,21 @@ def lookup_arrays(ids: pd.Index, what: str) -> dict[str, np.ndarray]:
     keys = keys[order]
     if len(keys) > 1 and (np.diff(keys) == 0).any():
         raise UserError(f"{what}: two ids have one 64-bit fingerprint; rename one of them.")
-    return {"keys": keys, "rows": np.append(order, len(order)).astype(np.int32)}
+    return {"keys": np.append(keys, keys[-1:].max(initial=0)), "rows": np.append(order, len(order)).astype(np.int32)}
 
 
 def rows_of(ids: tf.Tensor, keys: tf.Variable, rows: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
     """int32 rows `[n]` of raw ids `[n]`, the last row for an unknown one; and bool `[n]`, whether it is known."""
-    wanted, known = fingerprints(ids), keys.read_value()
-    size = tf.size(known)
-    place = tf.searchsorted(known, wanted)
-    padded = tf.concat([known, tf.zeros([1], tf.int64)], axis=0)  # an empty table has something to look at, too
-    found = (place < size) & tf.equal(tf.gather(padded, place), wanted)
-    return rows.sparse_read(tf.where(found, place, size)), found
+    place, found = search(keys.read_value(), fingerprints(ids))
+    return rows.sparse_read(place), found
+
+
+def search(keys: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Places `[n]` in sorted keys `[size + 1]` whose last one is none, `size` for an unknown one; whether it is known.
+
+    The keys are read where they lie: a copy would cost a request as much as the table is large.
+    """
+    size = tf.size(keys) - 1
+    place = tf.minimum(tf.searchsorted(keys, wanted), size)
+    found = (place < size) & tf.equal(tf.gather(keys, place), wanted)
+    return tf.where(found, place, size), found

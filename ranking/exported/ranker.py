@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ranking.exported.columns import BehaviorColumn, FeatureColumn
-from ranking.exported.lookup import id_dtype, rows_of
+from ranking.exported.lookup import id_dtype, rows_of, search
 from ranking.exported.network import SplitNetwork
 from ranking.exported.tables import cross_columns, shapes, table_arrays
 from ranking.exported.wire import Specs, Wire, require, user_inputs
@@ -195,9 +195,8 @@ class ServedRanker(tf.Module):
         codes = self.tables["codes"][name].read_value()
         sizes = tf.unstack(self.tables["sizes"][name].read_value(), len(columns))
         code = combine([(tf.cast(known[c], tf.int64), size) for c, size in zip(columns, sizes, strict=True)])
-        place = tf.searchsorted(codes, code)
-        found = tf.equal(tf.gather(tf.concat([codes, [tf.constant(-1, tf.int64)]], axis=0), place), code)
-        return self.tables["values"][name].sparse_read(tf.where(found, place, tf.size(codes)))
+        place, _ = search(codes, code)
+        return self.tables["values"][name].sparse_read(place)
 
 
 def _best(found: Arrays, inputs: Arrays) -> Arrays:

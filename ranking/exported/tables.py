@@ -30,7 +30,7 @@ def table_arrays(run: Run, state: State, network: Any = None, *, users: bool = T
     |---|---|
     | `user` | keys, rows (`lookup_arrays`), features, behaviours, `user_vector`, scaled statistics |
     | `item` | keys, rows, `has_similarity`, `log_seed_count` and statistics (scaled), `price`, parts of codes |
-    | `codes`, `values`, `sizes` | of cross statistics: sorted codes, values and one more, sizes of code parts |
+    | `codes`, `values`, `sizes` | of cross statistics: sorted codes and one more, values, sizes of code parts |
     | `network` | `SplitNetwork.item_arrays` |
     | `version` | `table_version`, `seed_watermark` |
 
@@ -60,7 +60,7 @@ def table_arrays(run: Run, state: State, network: Any = None, *, users: bool = T
         groups["values" if table.side == "cross" else table.side][f"statistic_{name}"] = values
         if table.side != "cross":
             continue
-        groups["codes"][f"statistic_{name}"] = table.codes
+        groups["codes"][f"statistic_{name}"] = np.append(table.codes, table.codes[-1:].max(initial=0))
         groups["sizes"][f"statistic_{name}"] = np.array([size for _, size in table.columns], np.int64)
         item |= {column: state.items[column] for column, _ in table.columns if column in state.items}
     groups["network"] = (SplitNetwork(run) if network is None else network).item_arrays(state)
