@@ -122,16 +122,6 @@ def test_a_model_folder_by_itself(conformance_models):
     server.wait()
 
 
-def test_large_and_deep_bodies(server):
-    status, body = post(server, "/v1/models/half:predict", b" " * ((64 << 20) + 1))
-    assert (status, json.loads(body)["error"]) == (413, "The request body is larger than 67108864 bytes.")
-    status, body = post(server, "/v1/models/half:predict", b"[" * 100_000)
-    assert (status, json.loads(body)["error"]) == (400, "JSON Parse error: Invalid value. at offset: 100000")
-    status, body = post(server, "/v1/models/half:predict", b"no gzip", {"Content-Encoding": "gzip"})
-    assert status == 400
-    assert post(server, "/v1/models/half:predict", b'{"instances": [2.0]}')[0] == 200
-
-
 def test_version_too_large_for_a_number(server):
     assert post(server, "/v1/models/half/versions/9223372036854775808:predict", b"{}") == (400, b"")
 
