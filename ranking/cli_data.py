@@ -16,7 +16,7 @@ data_app = typer.Typer(help="Make, fetch, import and check datasets.", no_args_i
 console = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
-SOURCES = ("kuairand", "ali-ccp", "movielens", "mind", "taobao")
+SOURCES = ("kuairand", "ali-ccp", "movielens", "mind", "taobao", "served")
 
 
 @data_app.command()
@@ -60,13 +60,30 @@ def import_(
     days: Annotated[
         int | None, typer.Option(help="Taobao: a purchase up to so many days after the click converts it (default 1).")
     ] = None,
+    clicks: Annotated[
+        Path | None, typer.Option(help="Served: what was clicked, CSV or Parquet with request_id and item_id.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Served: the dataset whose dataset.toml, users, items and behaviors to take.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Imports a public log into the dataset format; docs/data.md says what click and conversion mean in each."""
+    """Imports a public log into the dataset format; docs/data.md says what click and conversion mean in each.
+
+    `served` is what your own server logged (serving.slate_log): with the clicks on it, a replay has all it needs.
+
+    Example: seedrank data import served --source log --clicks clicks.csv --like data --out served
+    """
     if source not in SOURCES:
         raise UserError(f"`source` should be one of: {', '.join(SOURCES)}. Received: {source!r}.")
-    for option, value, owner in (("--conversion", conversion, "kuairand"), ("--days", days, "taobao")):
+    owners: dict[str, tuple[object, str]] = {
+        "--conversion": (conversion, "kuairand"),
+        "--days": (days, "taobao"),
+        "--clicks": (clicks, "served"),
+        "--like": (like, "served"),
+    }
+    for option, (value, owner) in owners.items():
         if value is not None and source != owner:
             raise UserError(f"`{option}` should be given with {owner} only. Received: {value} with {source}.")
     with Bars(console) as bars:
@@ -87,6 +104,12 @@ def import_(
             from ranking.data.mind import import_mind
 
             report = import_mind(folder, out, **given)
+        elif source == "served":
+            from ranking.data.served import import_served
+
+            if clicks is None or like is None:
+                raise UserError("`--clicks` and `--like` should be given with served.")
+            report = import_served(folder, clicks, like, out, overwrite=overwrite)
         else:
             from ranking.data.taobao import import_taobao
 

@@ -1,6 +1,7 @@
 """`seedrank rank`: a question to a running server."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ranking.errors import UserError
-from ranking.progress import quiet
 
 if TYPE_CHECKING:
     from ranking.fusion_weights import FusionWeights
@@ -63,7 +63,7 @@ def rank(
 
       seedrank rank --user 712 --items 5239,6831 --context tab=1 --weights pctr=1,price=.5
     """
-    quiet()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from ranking.fusion_weights import parse_weights
 
     if (user is None) == (not features):

@@ -1,5 +1,6 @@
 """The commands about serving: a server, TensorFlow Serving's files, a question (`ranking.cli_rank`)."""
 
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -10,7 +11,6 @@ from rich.console import Console
 
 from ranking import cli_rank
 from ranking.errors import UserError
-from ranking.progress import quiet
 
 __all__ = ["add_to"]
 
@@ -40,6 +40,9 @@ def serve(
     ] = "embedded",
     host: Annotated[str, typer.Option(help="Address that the embedded server listens on.")] = "127.0.0.1",
     poll: Annotated[float, typer.Option(help="Seconds between the embedded server's looks for new versions.")] = 1.0,
+    config_poll: Annotated[
+        float, typer.Option(help="Seconds between the embedded server's looks at --models-config; 0 reads it once.")
+    ] = 0.0,
 ) -> None:
     """Serves models over REST and gRPC as TensorFlow Serving does; new versions are picked up while it runs.
 
@@ -53,7 +56,7 @@ def serve(
 
       seedrank serve models --engine tfserving
     """
-    quiet()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if engine not in ("embedded", "tfserving"):
         raise UserError(f"`--engine` should be embedded or tfserving. Received: {engine!r}.")
     if engine == "tfserving":
@@ -67,6 +70,7 @@ def serve(
     server = Server(
         None if models_config else models,
         models_config=models_config,
+        config_poll_seconds=config_poll,
         host=host,
         rest_port=rest_port,
         grpc_port=grpc_port,
@@ -113,7 +117,6 @@ def tfserving(
 
       seedrank tfserving models --stable 8
     """
-    quiet()
     from serving.tfserving import COMPOSE, write_files
 
     paths = write_files(models, out, name=name, stable=stable, canary=canary)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ranking.errors import UserError
-from ranking.progress import Bars, quiet
+from ranking.progress import Bars
 
 if TYPE_CHECKING:
     from serving.listing import Version
@@ -45,7 +45,6 @@ def publish(
 
     Example: seedrank publish staging/seedrank/1795414372003 models
     """
-    quiet()
     from serving.layout import model_folder
     from serving.publish import publish_folder
 
@@ -72,7 +71,6 @@ def versions(
 
     Example: seedrank versions models
     """
-    quiet()
     from serving.layout import model_folder
     from serving.listing import list_models, list_versions
 
@@ -100,7 +98,6 @@ def rollback(
 
     Example: seedrank rollback models --to 1795414372003, and once the fault is found: seedrank rollback models --unpin
     """
-    quiet()
     from serving import pin
     from serving import rollback as rolling
     from serving.layout import model_folder
@@ -137,7 +134,6 @@ def prune(
 
     Example: seedrank prune models --keep 1
     """
-    quiet()
     from serving.layout import model_folder
     from serving.retention import prune as remove
     from serving.retention import versions as remaining

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidArgument, NotFound, RequestError
-from serving.manifest import MANIFEST, complete, version_content
+from serving.errors import InvalidArgument, NotFound, RequestError, ServingError
+from serving.manifest import MANIFEST, check_files, complete, version_content
 from serving.retention import version_folders
 from serving.server.bundle import Bundle
 from serving.server.memory import Memory, NoRoom
@@ -135,8 +135,7 @@ class Model:
             self._report(VersionStatus(version, "START"))
             return False
         try:
-            if with_manifest and not complete(folder):
-                raise RequestError(f"{folder}: files of its {MANIFEST} are missing or cut short.", "DATA_LOSS")
+            _check(folder)
             with self._memory.room(folder):
                 self._report(VersionStatus(version, "LOADING"))
                 self._publish(version, folder, stamp)
@@ -301,6 +300,16 @@ class Model:
                     old = self._loaded.pop(version)
                 self._report(VersionStatus(version, "UNLOADING"))
                 self._unload(version, old, DRAIN_SECONDS)
+
+
+def _check(folder: Path) -> None:
+    """Compares a version with its manifest: the runtime does not see a flipped byte in saved_model.pb."""
+    if (folder / MANIFEST).exists() and not complete(folder):
+        raise RequestError(f"{folder}: files of its {MANIFEST} are missing or cut short.", "DATA_LOSS")
+    try:
+        check_files(folder)
+    except ServingError as error:
+        raise RequestError(str(error), "DATA_LOSS") from error
 
 
 def _stamp(folder: Path) -> object:

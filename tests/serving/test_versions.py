@@ -1,6 +1,5 @@
 """Finding, swapping and reporting versions, with a loader that only takes notes."""
 
-import json
 import os
 import shutil
 import threading
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, RequestError, ServingError
+from serving.manifest import Content, write_manifest
 from serving.server.memory import Memory
 from serving.server.metrics import Metrics
 from serving.server.models_config import ModelConfig, Policy
@@ -207,19 +207,22 @@ def test_a_folder_that_changes_while_it_loads_is_not_served(tmp_path):
     assert current(models) == 1
 
 
-def manifest(path, **sizes):
-    files = {name: {"bytes": size, "sha256": ""} for name, size in sizes.items()}
-    (path / "manifest.json").write_text(json.dumps({"format": 2, "hashes": {}, "facts": {}, "files": files}))
-
-
 def test_a_version_with_a_manifest_is_loaded_at_once_when_all_its_files_are_there(models, tmp_path):
-    path = version(tmp_path / "m", 2, data="12")
-    manifest(path, data=3)
+    path = version(tmp_path / "m", 2, data="123")
+    write_manifest(path, 2, "2026-01-01T00:00:00Z", Content())
+    (path / "data").write_text("12")
     models.poll()
     assert states(models)[2] == "START"
     models.poll()
     newest, _ = models.statuses("m")  # it rests, and is not whole
     assert (newest.state, newest.error_code) == ("END", "DATA_LOSS")
+    (path / "data").write_text("124")
+    models.poll()
+    newest, _ = models.statuses("m")  # of the right size, with one bit of another value
+    assert (newest.state, newest.error_code) == (
+        "END",
+        "DATA_LOSS",
+    ) and "should have the SHA-256" in newest.error_message
     (path / "data").write_text("123")
     models.poll()
     assert current(models) == 2
@@ -495,7 +498,7 @@ def test_find_models(tmp_path):
 def test_the_version_that_answers_says_what_it_is_made_of(models, tmp_path):
     assert (models.live("m").version, models.live("m").hashes) == (1, {})
     path = version(tmp_path / "m", 2)
-    (path / "manifest.json").write_text('{"hashes": {"weights": "abc"}, "facts": {"seed_watermark": 5}, "files": {}}')
+    write_manifest(path, 2, "2026-01-01T00:00:00Z", Content({"weights": "abc"}, {"seed_watermark": 5}))
     models.poll()
     live = models.live("m")
     assert (live.version, live.state, live.hashes, live.facts) == (
