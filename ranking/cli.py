@@ -175,9 +175,27 @@ def export(
     models: Annotated[Path, typer.Option(help="The folder of models; a new version is published in it.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
     weights: Annotated[Path | None, typer.Option(help="Fusion weights to serve instead of the run's own.")] = None,
+    without_users: Annotated[
+        bool, typer.Option("--without-users", help="Leave the user table out: requests bring a vector or features.")
+    ] = False,
+    user_table_limit: Annotated[
+        str, typer.Option(help="The largest user table to put into a model, as 500M or 2G.")
+    ] = "1G",
+    centroids: Annotated[
+        str, typer.Option(help="float32, or bfloat16: half the bytes of the seeds' table, scores to about 1e-3.")
+    ] = "float32",
     as_json: Json = False,
 ) -> None:
-    """Publishes a run as a SavedModel version: verified in a fresh process, then renamed into place."""
+    """Publishes a run as a SavedModel version: verified in a fresh process, then renamed into place.
+
+    Users of a model with millions of them are better kept in a key-value store (`seedrank users export`): the calls
+    rank_embedding and rank_features then take what a request brings.
+
+    Example: seedrank export --run run --models models
+    """
+    limit = _bytes(user_table_limit, "--user-table-limit")
+    if centroids not in ("float32", "bfloat16"):
+        raise UserError(f"`--centroids` should be float32 or bfloat16. Received: {centroids!r}.")
     quiet()
 
     with Bars(console) as bars:
@@ -188,7 +206,15 @@ def export(
 
         loaded = load_run(run)
         chosen = FusionWeights.load(weights, loaded.info["parameters_hash"]) if weights else None
-        version = export_run(loaded, models, name=name, weights=chosen)
+        version = export_run(
+            loaded,
+            models,
+            name=name,
+            weights=chosen,
+            users=not without_users,
+            user_table_limit=limit,
+            centroid_dtype="bfloat16" if centroids == "bfloat16" else "float32",
+        )
         bars("export", 1, 1)
     show({"version": str(version)}, as_json, f"Published {version}\nNext: seedrank serve {models}")
 
@@ -198,6 +224,14 @@ cli_audience.add_to(app)
 cli_quadrants.add_to(app)
 cli_serve.add_to(app)
 cli_versions.add_to(app)
+
+
+def _bytes(text: str, option: str) -> int:
+    """A size as 500M or 2G, in powers of 1024."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not number.isdigit() or unit not in ("", "K", "M", "G"):
+        raise UserError(f"`{option}` should be a size as 500M or 2G. Received: {text!r}.")
+    return int(number) * 1024 ** ("", "K", "M", "G").index(unit)
 
 
 def main() -> None:
