@@ -28,6 +28,7 @@ GOLDEN_CANDIDATES = 50
 GOLDEN_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # by the type of the centroids; bfloat16 has 8 bits
 CONSTANTS = ("table_version", "seed_watermark", "embedding_space_id")  # the same for every candidate
 WARM_UP_CANDIDATES = (1, 100, 1000, MAX_CANDIDATES)
+WARM_UP_OTHERS = 1000
 
 
 def golden_requests(
@@ -197,14 +198,14 @@ def _other_weights(weights: FusionWeights) -> dict[str, float]:
 
 
 def write_warm_up(folder: Path) -> None:
-    """Warm-up requests out of the golden ones: `rank` at each of WARM_UP_CANDIDATES, the other signatures at 100."""
+    """Warm-up requests out of the golden ones: `rank` at each of WARM_UP_CANDIDATES, the other signatures once."""
     content = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     first = {request["signature"]: request["inputs"] for request in reversed(content["requests"])}
     many = "rank" if "rank" in first else "rank_embedding"
     requests = [
         {"signature": signature, "inputs": _with_candidates(inputs, count)}
         for signature, inputs in sorted(first.items())
-        for count in (WARM_UP_CANDIDATES if signature == many else (100,))
+        for count in (WARM_UP_CANDIDATES if signature == many else (WARM_UP_OTHERS,))
     ]
     write_warmup(folder, requests)
 

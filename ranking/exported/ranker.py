@@ -133,7 +133,8 @@ class ServedRanker(tf.Module):
         return {name: table.sparse_read(row) for name, table in tables.items()} | {"user_row": row}
 
     def _nobody(self) -> Arrays:
-        return self._user_row(self.tables["user"]["rows"].read_value()[-1:]) | {"known_user": tf.constant([False])}
+        last = tf.ensure_shape(self.tables["user"]["rows"].read_value()[-1:], [1])  # one user, known when traced
+        return self._user_row(last) | {"known_user": tf.constant([False])}
 
     def _user_of_features(self, inputs: Arrays) -> Arrays:
         """A user whom the model has not seen: nobody, but for his features and the vector that they make."""
@@ -150,12 +151,13 @@ class ServedRanker(tf.Module):
         if numbers:  # as `Encoder.profile`: of whom no number is known, a mean would be a claim
             none = tf.reduce_all(tf.math.is_nan(tf.stack(list(numbers.values()))), axis=0)  # [1]
             profile |= {name: tf.where(none, np.float32(np.nan), profile[name]) for name in numbers}
-        return user | {"user_vector": self.network.represent(profile)}
+        vector = self.network.represent(profile)
+        return user | {"user_vector": tf.ensure_shape(vector, [1, self.tables["user"]["user_vector"].shape[1]])}
 
     def _user_of_vector(self, inputs: Arrays) -> Arrays:
         """Nobody, but for his vector."""
         space = inputs["embedding_space_id"][0]
-        rule = "embedding_space_id: the vector should be of this model's space,"
+        rule = "embedding_space_id: the vector should be of the space of this model,"
         with tf.control_dependencies([require(tf.equal(space, self.space), rule, self.space, "; received", space)]):
             return self._nobody() | {"user_vector": tf.identity(inputs["user_vector"])}
 

@@ -204,6 +204,8 @@ def test_a_user_in_his_own_words_is_himself_but_for_id_and_statistics(tiny, youn
             np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-4, err_msg=name)
             np.testing.assert_allclose(found[name], stranger[name], rtol=1e-4, atol=1e-4, err_msg=name)
         assert not found["known_user"].any() and found["known_item"].all()
+    many = bundle.predict(request(run, items * 60, **inputs), signature="rank_features")
+    np.testing.assert_allclose(many["score"], np.tile(found["score"], 60), rtol=1e-5, atol=1e-5)
     bundle.close()
 
 
@@ -215,10 +217,13 @@ def test_a_vector_of_this_space(young, exported):
     wanted = expected(young, with_vector(state, vector[0]), -1, items)
     for name in SCORES:
         np.testing.assert_allclose(found[name], wanted[name], **CLOSE, err_msg=name)
+    many = {**asked, **request(young, items * 60)}  # more than are computed in one piece
+    for name, values in ask(live(exported), "rank_embedding", **many).items():
+        np.testing.assert_allclose(values, np.tile(found[name], 60), **CLOSE, err_msg=name)
     himself = ask(live(exported), **request(young, items, user_id=state.user_ids[[3]].to_numpy(np.int64)))
-    np.testing.assert_allclose(found["similarity"], himself["similarity"], rtol=1e-6)
+    np.testing.assert_allclose(found["similarity"], himself["similarity"], **CLOSE)
     assert not found["known_user"].any()
-    with pytest.raises(InvalidArgument, match=rf"of this model's space,\] \[{space}\] \[; received\] \[42\]"):
+    with pytest.raises(InvalidArgument, match=rf"of the space of this model,\] \[{space}\] \[; received\] \[42\]"):
         ask(live(exported), "rank_embedding", **{**asked, "embedding_space_id": np.array([42])})
     with pytest.raises(InvalidArgument, match="user_vector: should be finite"):
         ask(live(exported), "rank_embedding", **{**asked, "user_vector": np.full_like(vector, np.inf)})
