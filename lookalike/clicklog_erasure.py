@@ -1,63 +1,85 @@
 """Erasure of users from a segment of a click log."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike.clicklog_columns import ERASED, Columns, decode, encode
 from lookalike.clicklog_files import write_whole
-from lookalike.clicklog_frames import ERASED, Columns, Header, decode, encode, keys_of, pack_header
-from lookalike.clicklog_segments import Frame, Gap
+from lookalike.clicklog_frames import Header, pack_header
+from lookalike.clicklog_segments import Frame, frames
 
 __all__ = ["erase"]
 
 
-def erase(path: Path, pieces: Iterable[Frame | Gap], users: NDArray) -> int:
-    """Rewrites a segment without some users, where it has any of them, or damaged bytes.
+def erase(path: Path, base: int, bound: int, log: int, keys: NDArray[np.int64], texts: set[bytes] | None) -> int:
+    """Rewrites a segment without some users, if it has events of theirs or damaged bytes.
 
-    An erased event keeps its place: kind ERASED, user 0 or an empty text, time 0. Damaged bytes are left out, and
-    their gap stays.
+    An erased event keeps its offset and its item: kind ERASED, user 0 or an empty text, time 0. Damaged bytes are left
+    out; that events are missing there stays to be seen.
+
+    Args:
+        path: Path. The segment's.
+        base: int. The offset it starts at.
+        bound: int. The offset it ends at.
+        log: int. The log's number.
+        keys: int64 `[users]`. Keys of the users.
+        texts: set of bytes, or None where user ids are numbers. Keys may collide, texts don't.
 
     Returns:
         int. Events erased.
     """
-    keys = keys_of(users)
-    texts = set(users.tolist()) if users.dtype == object else None
-    written: list[bytes] = []
-    erased, changed = 0, False
-    for piece in pieces:
-        if isinstance(piece, Gap):
-            changed |= piece.size > 0
-            continue
-        header = piece.header
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        erased, damaged = 0, False
+        for piece in frames(descriptor, 0, base, log=log, bound=bound):
+            if isinstance(piece, Frame):
+                erased += int(_gone(decode(piece.header, piece.data, texts=False), keys, None).sum())
+            else:
+                damaged |= piece.size > 0
+        if erased or damaged:
+            counter = [0]
+            whole = frames(descriptor, 0, base, log=log, bound=bound)
+            write_whole(path, _rewritten((piece for piece in whole if isinstance(piece, Frame)), keys, texts, counter))
+            erased = counter[0]
+        return erased
+    finally:
+        os.close(descriptor)
+
+
+def _gone(columns: Columns, keys: NDArray[np.int64], texts: set[bytes] | None) -> NDArray[np.bool_]:
+    """Which events are of the users."""
+    gone = np.isin(columns.user, keys) & (columns.kind != ERASED)
+    if texts is not None and columns.user_ids is not None:
+        for event in np.flatnonzero(gone).tolist():
+            gone[event] = columns.user_ids[event] in texts
+    return gone
+
+
+def _rewritten(
+    whole: Iterator[Frame], keys: NDArray[np.int64], texts: set[bytes] | None, counter: list[int]
+) -> Iterator[bytes]:
+    for piece in whole:
+        header: Header = piece.header
         columns = decode(header, piece.data, texts=True)
-        gone = np.isin(columns.user, keys) & (columns.kind != ERASED)
-        if texts is not None and columns.user_ids is not None:
-            gone &= np.array([text in texts for text in columns.user_ids])
+        gone = _gone(columns, keys, texts)
         if not gone.any():
-            written += [pack_header(header), bytes(piece.data)]
+            yield pack_header(header) + piece.data
             continue
-        erased += int(gone.sum())
-        changed = True
-        written += _rewritten(header, columns, gone)
-    if changed:
-        write_whole(path, b"".join(written))
-    return erased
-
-
-def _rewritten(header: Header, columns: Columns, gone: NDArray[np.bool_]) -> list[bytes]:
-    user_ids = columns.user_ids
-    if user_ids is not None:
-        user_ids = ["" if out else text for text, out in zip(user_ids, gone.tolist(), strict=True)]
-    user, time = np.where(gone, 0, columns.user), np.where(gone, 0, columns.time)
-    kind = np.where(gone, np.uint8(ERASED), columns.kind)
-    payloads = list(encode(Columns(user, columns.item, time, kind, user_ids, columns.item_ids)))
-    base, pieces = header.base, []
-    for payload in payloads:
-        told = header._replace(
-            encoding=payload.encoding, base=base, events=payload.events, length=len(payload.data), crc=payload.crc
+        counter[0] += int(gone.sum())
+        left = Columns(
+            np.where(gone, 0, columns.user),
+            columns.item,
+            np.where(gone, 0, columns.time),
+            np.where(gone, np.uint8(ERASED), columns.kind),
+            None if columns.user_ids is None else np.where(gone, b"", np.array(columns.user_ids, object)).tolist(),
+            columns.item_ids,
         )
-        pieces += [pack_header(told), payload.data]
-        base += payload.events
-    return pieces
+        offset = header.base
+        for events, encoding, data, crc in encode(left):
+            yield pack_header(header._replace(encoding=encoding, base=offset, events=events, length=len(data), crc=crc))
+            yield data
+            offset += events

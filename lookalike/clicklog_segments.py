@@ -1,21 +1,20 @@
-"""Files of a click log: segments read frame by frame, whatever became of their bytes."""
+"""Segment files of a click log, read frame by frame, whatever became of their bytes."""
 
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lookalike.clicklog_frames import HEADER, MAGIC, Header, parse_header
 
-__all__ = ["Frame", "Gap", "frames", "segment_name", "segments", "sync_folder"]
+__all__ = ["Frame", "Gap", "frames", "segment_name", "segments"]
 
 _ENDING = ".clicks"
 _CHUNK = 4 << 20
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A frame whose checks hold.
 
     Args:
@@ -29,15 +28,14 @@ class Frame:
     data: memoryview
 
 
-@dataclass(frozen=True)
-class Gap:
-    """A place where frames should be and none is.
+class Gap(NamedTuple):
+    """A place where a frame should be and none is.
 
     Args:
         byte: int. Its place in the segment.
-        size: int. Bytes of it that are there, and no frame.
+        size: int. Bytes that are there, and no frame.
         offset: int. The first event it should hold.
-        lost: int or None. How many events; None at the end of a segment that nothing says the end of.
+        lost: int or None. How many events; None at the end of a segment that nothing tells the end of.
     """
 
     byte: int
@@ -54,23 +52,15 @@ def segment_name(base: int) -> str:
 def segments(folder: Path) -> list[int]:
     """Offsets that the segments of a folder start at, in order."""
     names = [name.removesuffix(_ENDING) for name in os.listdir(folder) if name.endswith(_ENDING)]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the folder's list of files durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 class _Window:
     """A file's bytes, read in large pieces. No memory map: a file that shrinks under one kills the process."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._start, self._data = descriptor, 0, memoryview(b"")
+    def __init__(self, descriptor: int, log: int | None) -> None:
+        self._descriptor, self._log = descriptor, log
+        self._start, self._data = 0, memoryview(b"")
 
     def get(self, byte: int, size: int) -> memoryview:
         """Up to `size` bytes: fewer at the file's end."""
@@ -80,17 +70,18 @@ class _Window:
             self._start, low = byte, 0
         return self._data[low : low + size]
 
-    def header(self, byte: int, log: int | None) -> Header | None:
+    def header(self, byte: int) -> Header | None:
+        """The header at a place; None where there is none of this log."""
         found = parse_header(self.get(byte, HEADER))
-        return found if found is None or log in (None, found.log) else None
+        return found if found is None or self._log in (None, found.log) else None
 
-    def next_header(self, byte: int, log: int | None, least: int) -> int | None:
+    def next_header(self, byte: int, least: int) -> int | None:
         """Place of the first header at `byte` or later whose offset is `least` or above."""
         while True:
             piece = bytes(self.get(byte, _CHUNK))
             place = piece.find(MAGIC)
             while place >= 0:
-                found = self.header(byte + place, log)
+                found = self.header(byte + place)
                 if found is not None and found.base >= least:
                     return byte + place
                 place = piece.find(MAGIC, place + 1)
@@ -100,44 +91,48 @@ class _Window:
 
 
 def frames(
-    descriptor: int, byte: int, offset: int, *, log: int | None, bound: int | None, size: int | None = None
+    descriptor: int, byte: int, offset: int, *, log: int | None = None, bound: int | None = None
 ) -> Iterator[Frame | Gap]:
     """Frames of a segment, in order, and the gaps between them.
+
+    A frame is searched for behind a damaged one by its header, which carries its offset: so the events lost between
+    two frames are counted exactly.
 
     Args:
         descriptor: int. The open segment.
         byte: int. Where to start: a frame's place.
         offset: int. The offset of that frame.
-        log: int or None. The log's number; None takes any.
-        bound: int or None. The offset at which the segment ends. None where it is not known: then what is no frame at
-            the end is a gap with `lost` None.
-        size: int, optional. Bytes of the segment to look at. Defaults to all there are now.
+        log: int, optional. The log's number. Defaults to any.
+        bound: int, optional. The offset at which the segment ends. Where it is not known, what is no frame at the end
+            is a gap with `lost` None.
     """
-    size = os.fstat(descriptor).st_size if size is None else size
-    window = _Window(descriptor)
+    size, window = os.fstat(descriptor).st_size, _Window(descriptor, log)
     while bound is None or offset < bound:
-        header = window.header(byte, log)
-        if header is not None and header.base >= offset and (bound is None or header.base + header.events <= bound):
-            if header.base > offset:
-                yield Gap(byte, 0, offset, header.base - offset)
-                offset = header.base
+        header = window.header(byte)
+        if header is not None and header.base == offset and (bound is None or header.next <= bound):
             data = window.get(byte + HEADER, header.length)
             if len(data) == header.length and zlib.crc32(data) == header.crc:
                 yield Frame(byte, header, data)
-                byte, offset = byte + HEADER + header.length, offset + header.events
+                byte, offset = byte + header.size, header.next
                 continue
-            follower = window.header(byte + HEADER + header.length, log)
-            if follower is not None and follower.base == offset + header.events:
-                yield Gap(byte, HEADER + header.length, offset, header.events)
-                byte, offset = byte + HEADER + header.length, offset + header.events
-                continue
-        place = window.next_header(byte + 1, log, offset) if byte < size else None
-        if place is None:
-            if bound is not None or byte < size:
-                yield Gap(byte, max(size - byte, 0), offset, None if bound is None else bound - offset)
+        place, base = _next_frame(window, byte, offset, header, size)
+        if base is None and bound is None and byte >= size:
             return
-        following = window.header(place, log)
-        base = offset if following is None else following.base
-        base = base if bound is None else min(base, bound)
-        yield Gap(byte, place - byte, offset, base - offset)
-        byte, offset = place, base
+        end = bound if base is None or (bound is not None and base > bound) else base
+        yield Gap(byte, max(place - byte, 0), offset, None if end is None else end - offset)
+        if base is None or end is None:
+            return
+        byte, offset = place, end
+
+
+def _next_frame(window: _Window, byte: int, offset: int, header: Header | None, size: int) -> tuple[int, int | None]:
+    """Where frames go on behind a place that has not the one it should: byte and offset, None where they don't."""
+    if header is not None and header.base > offset:
+        return byte, header.base  # frames are missing, and no bytes of them are left
+    if header is not None and header.base == offset:
+        follower = window.header(byte + header.size)
+        if follower is not None and follower.base == header.next:
+            return byte + header.size, header.next
+    place = window.next_header(byte + 1, offset) if byte < size else None
+    found = None if place is None else window.header(place)
+    return (size, None) if place is None or found is None else (place, found.base)
