@@ -1,10 +1,12 @@
 """The one writer of a click log: its lock, its recovery, and appends that share a sync."""
 
+import contextlib
 import fcntl
 import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lookalike.clicklog_columns import Columns, encode, joined
@@ -62,7 +64,7 @@ class Writer:
         self._folder, self._format, self._mark, self._quarantine = folder, format, mark, quarantine
         self._segment_bytes = segment_bytes
         self._queue: list[_Waiting] = []
-        self._enter, self._commit = threading.Lock(), threading.Lock()
+        self._turn, self._busy = threading.Condition(), False
         self._descriptor = -1
         self._durable = 0, 0  # bytes of the last segment, offset of the log's end: one tuple, set at once
         self._refusal: str | None = None
@@ -82,11 +84,11 @@ class Writer:
             ClickLogError: the log is closed, or of no use after a failure.
         """
         waiting = _Waiting(columns)
-        with self._enter:
+        with self._turn:
             self._queue.append(waiting)
-        with self._commit:
-            if not waiting.done:
-                with self._enter:
+        with self._alone(waiting) as leads:
+            if leads:
+                with self._turn:
                     group, self._queue = self._queue, []
                 self._write_group(group)
         error = waiting.error
@@ -96,9 +98,26 @@ class Writer:
             raise ClickLogError(str(error)) from error
         return waiting.first
 
+    @contextlib.contextmanager
+    def _alone(self, waiting: _Waiting | None = None) -> Iterator[bool]:
+        """Waits for the turn to write and yields True; or False, once another thread has written for this one."""
+        leads = False
+        try:
+            with self._turn:
+                while self._busy and not (waiting and waiting.done):
+                    self._turn.wait()
+                if not (waiting and waiting.done):
+                    leads = self._busy = True
+            yield leads
+        finally:
+            if leads:
+                with self._turn:
+                    self._busy = False
+                    self._turn.notify_all()
+
     def seal(self) -> None:
         """Begins a new segment, unless the last one is empty: all events are then in segments that are not written."""
-        with self._commit:
+        with self._alone():
             self.refuse()
             if self._durable[0]:
                 self._begin_segment(self.end)
@@ -110,7 +129,7 @@ class Writer:
 
     def close(self) -> None:
         """Waits for the sync that runs, if any; later appends are refused."""
-        with self._commit:
+        with self._alone():
             self._refusal = f"{self._folder}: the log is closed."
             if self._descriptor >= 0:
                 os.close(self._descriptor)
