@@ -89,6 +89,8 @@ class Reader:
     def frames(self, offset: int, until: int, end: int) -> Iterator[Frame]:
         """Frames with events from `offset` to `until`, of a log that ends at `end`; gaps on the way are noted."""
         found = segments(self._folder)
+        if offset < until and (not found or found[0] > offset):
+            raise ClickLogError(f"{self._folder}: events from offset {offset} were removed while the log was read.")
         for base, after in zip(found, [*found[1:], None], strict=True):
             if base >= until or (after is not None and after <= offset):
                 continue
