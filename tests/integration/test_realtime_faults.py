@@ -1,0 +1,366 @@
+"""What may happen to clicks, seeds and their files: disks, clocks, floods, items with hardly any seeds."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import urllib3
+
+from lookalike.clicklog import ClickLog
+from lookalike.clustering import cluster
+from lookalike.scorer import Scorer
+from lookalike.seeds import SeedStore
+from ranking.ingest import Ingest
+
+ROOT = Path(__file__).resolve().parents[2]
+DAY = 86_400_000
+START = 1_740_960_000_000  # 2025-03-03
+
+
+def clicks(first: int, last: int, *, users: int = 1000, items: int = 20) -> tuple[np.ndarray, ...]:
+    """Users, items and times of clicks number `first` to `last`."""
+    number = np.arange(first, last)
+    return number * 7919 % users, number * 104_729 % items, START + 10 * number
+
+
+def follow(log: ClickLog, store: SeedStore) -> SeedStore:
+    for batch in log.read(store.offset):
+        store.apply(batch)
+    return store
+
+
+def assert_holds(log: ClickLog, count: int) -> None:
+    """The log holds the first so many clicks, in order, and nothing is damaged."""
+    read = [np.concatenate(part) for part in zip(*((b.user, b.item, b.time) for b in log.read()), strict=True)]
+    for found, sent in zip(read, clicks(0, count), strict=True):
+        np.testing.assert_array_equal(found, sent)
+    assert log.end == count and log.damage == []
+
+
+def same_seeds(one: SeedStore, other: SeedStore) -> None:
+    items = one.items()
+    np.testing.assert_array_equal(items, other.items())
+    for mine, its in zip(one.seeds(items), other.seeds(items), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+# Disks.
+
+
+@contextlib.contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """The system writes what fits below `size` bytes of a file, and refuses the rest: as a disk that runs full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_acknowledges_nothing_and_recovers(tmp_path):
+    with ClickLog(tmp_path) as log:
+        count = 0
+        with files_end_at(100_000):
+            with pytest.raises(OSError, match="File too large"):
+                while True:
+                    count = log.append(*clicks(count, count + 700))[1]
+            assert log.end == count > 2000
+            with pytest.raises(OSError):  # and again
+                log.append(*clicks(count, count + 700))
+            with ClickLog(tmp_path, write=False) as reader:
+                assert_holds(reader, count)  # what was half-written is seen by nobody
+        log.append(*clicks(count, count + 700))  # the same writer goes on, nothing repaired by hand
+        assert_holds(log, count + 700)
+    with ClickLog(tmp_path) as log:
+        assert_holds(log, count + 700)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("call", ["write", "fdatasync"])
+def test_failing_calls_acknowledge_nothing(tmp_path, monkeypatch, call, number):
+    with ClickLog(tmp_path) as log:
+        log.append(*clicks(0, 100))
+
+        def fails(descriptor: int, *_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fails)
+            with pytest.raises(OSError) as failure:
+                log.append(*clicks(100, 200))
+        assert failure.value.errno == number
+        assert_holds(log, 100)
+        log.append(*clicks(100, 300))
+    with ClickLog(tmp_path, write=False) as log:
+        assert_holds(log, 300)
+
+
+def post(port: int, first: int, last: int) -> urllib3.BaseHTTPResponse:
+    columns = zip(*(column.tolist() for column in clicks(first, last)), strict=True)
+    lines = (json.dumps({"user_id": user, "item_id": item, "time": time}) for user, item, time in columns)
+    return urllib3.request("POST", f"http://127.0.0.1:{port}/v1/clicks", body="\n".join(lines), retries=False)
+
+
+def test_full_disk_behind_http(tmp_path):
+    """503 with a time to come again, and no offsets; then the same service takes clicks again."""
+    with Ingest(tmp_path, user_ids="int64", item_ids="int64", port=0) as ingest:
+        count = 0
+        with files_end_at(50_000):
+            while (reply := post(ingest.port, count, count + 400)).status == 200:
+                count = reply.json()["next"]
+            assert reply.status == 503 and "Retry-After" in reply.headers and "next" not in reply.json()
+            assert count > 1000
+            health = urllib3.request("GET", f"http://127.0.0.1:{ingest.port}/healthz", retries=False)
+            assert health.json()["end"] == count
+        reply = post(ingest.port, count, count + 400)
+        assert reply.status == 200 and reply.json()["next"] == count + 400
+    with ClickLog(tmp_path, write=False) as log:
+        assert_holds(log, count + 400)
+
+
+DISK = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+import numpy as np
+from lookalike.clicklog import ClickLog, ClickLogError
+from lookalike.seeds import SeedStore
+
+def clicks(count):
+    return np.arange(count), np.arange(count) % 9, np.full(count, 1740960000000)
+
+def refused(work):
+    try:
+        work()
+    except (OSError, ClickLogError) as error:
+        return f"{getattr(error, 'errno', None)} {error}"
+
+def appended(log, times):
+    for _ in range(times):
+        log.append(*clicks(500))
+
+folder, told = Path(sys.argv[1]), {}
+"""
+SMALL_DISK = (
+    DISK
+    + """
+mount = lambda *words: subprocess.run(["mount", *words, str(folder)], check=True)
+mount("-t", "tmpfs", "-o", "size=400k", "tmpfs")
+log = ClickLog(folder / "log", segment_bytes=50_000)
+(folder / "ballast").write_bytes(bytes(150_000))
+told["full"] = refused(lambda: appended(log, 100))
+told["end"] = log.end
+told["again"] = refused(lambda: appended(log, 100))
+told["end again"] = log.end
+(folder / "ballast").unlink()
+appended(log, 3)
+told["grown by"] = log.end - told["end again"]
+log.close()
+mount("-o", "remount,ro")
+told["read-only"] = refused(lambda: ClickLog(folder / "log"))
+with ClickLog(folder / "log", write=False) as log:
+    store = SeedStore()
+    for batch in log.read():
+        store.apply(batch)
+    told["read"] = store.offset
+    told["damage"] = len(log.damage)
+mount("-o", "remount,rw")
+with ClickLog(folder / "log") as log:
+    appended(log, 1)
+    told["at last"] = log.end
+print(json.dumps(told))
+"""
+)
+READ_ONLY_FOLDER = (
+    DISK
+    + """
+if os.getuid() == 0:  # to whom no mode means anything
+    os.chown(folder, 65534, 65534)
+    os.setuid(65534)
+log = ClickLog(folder / "log", segment_bytes=20_000)
+appended(log, 1)
+os.chmod(folder / "log", 0o555)
+told["next segment"] = refused(lambda: appended(log, 10))
+told["end"] = log.end
+told["another writer"] = refused(lambda: ClickLog(folder / "log"))
+with ClickLog(folder / "log", write=False) as reader:
+    told["read"] = sum(len(batch) for batch in reader.read())
+log.close()
+os.chmod(folder / "log", 0o755)
+with ClickLog(folder / "log", segment_bytes=20_000) as log:
+    appended(log, 10)
+    told["at last"], told["damage"] = log.end, len(log.damage)
+print(json.dumps(told))
+"""
+)
+
+
+def alone(code: str, folder: Path, *before: str) -> dict:
+    line = [*before, sys.executable, "-c", code, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_small_disk_full_then_read_only(tmp_path):
+    """A real file system of 400 kB, in a name space of its own."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount")
+    told = alone(SMALL_DISK, tmp_path, "unshare", "-m")
+    assert told["full"].startswith(f"{errno.ENOSPC} ") and told["again"].startswith(f"{errno.ENOSPC} ")
+    assert told["end"] >= 500 and told["end"] % 500 == told["end again"] % 500 == 0
+    assert told["grown by"] == 1500
+    assert told["read-only"].startswith(f"{errno.EROFS} ")
+    assert told["read"] == told["end again"] + 1500 and told["damage"] == 0
+    assert told["at last"] == told["read"] + 500
+
+
+def test_read_only_folder(tmp_path):
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.getuid() and path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(0o755)  # for the user that root becomes
+    told = alone(READ_ONLY_FOLDER, tmp_path)
+    assert told["next segment"].startswith(f"{errno.EACCES} ")
+    assert told["end"] % 500 == 0 and told["read"] == told["end"] >= 500
+    assert told["another writer"]
+    assert told["at last"] >= told["end"] + 5000 and told["damage"] == 0
+
+
+# Clocks.
+
+
+def test_times_out_of_range_change_nothing(tmp_path):
+    """In the future, zero, negative, in 2100, at the ends of int64: counted, and no item's floor moves."""
+    now = int(time.time() * 1000)
+    ends = np.iinfo(np.int64)
+    wrong = [0, 1, -1, -now, 946_684_799_999, now + DAY, 4_102_444_800_000, ends.max, ends.min]
+    with ClickLog(tmp_path / "with") as log, ClickLog(tmp_path / "without") as clean:
+        for each in (log, clean):
+            each.append(*clicks(0, 3000))
+        for kind in (0, 1, 2):
+            log.append(np.arange(len(wrong)), np.zeros(len(wrong), int), np.array(wrong), np.full(len(wrong), kind))
+        for each in (log, clean):
+            each.append(*clicks(3000, 6000))
+        store, other = follow(log, SeedStore(latest=30)), follow(clean, SeedStore(latest=30))
+    assert store.counts.invalid == 3 * len(wrong)
+    assert store.counts.accepted == 6000 + 3 * len(wrong)
+    assert store.counts.applied == other.counts.applied
+    same_seeds(store, other)
+    assert store.seed_counts([0]) == 30
+
+
+# Floods.
+
+
+def test_item_with_99_percent_of_all_clicks(tmp_path):
+    """It keeps its latest 2,000; what the others keep is as if it were not there."""
+    rng = np.random.default_rng(3)
+    count = 200_000
+    hot = rng.random(count) < 0.99
+    user, time = rng.integers(1 << 40, size=count), START + np.arange(count)
+    item = np.where(hot, 7, 1000 + rng.integers(50, size=count))
+    settings = {"latest": 2000}
+    with ClickLog(tmp_path / "all") as log, ClickLog(tmp_path / "others") as quiet:
+        for low in range(0, count, 10_000):
+            part = slice(low, low + 10_000)
+            log.append(user[part], item[part], time[part])
+        quiet.append(user[~hot], item[~hot], time[~hot])
+        store, other = follow(log, SeedStore(**settings)), follow(quiet, SeedStore(**settings))
+    assert store.counts.accepted == count
+    _, users, times = store.seeds([7])
+    latest = np.flatnonzero(hot)[-2000:][::-1]
+    np.testing.assert_array_equal(users, user[latest])
+    np.testing.assert_array_equal(times, time[latest])
+    for mine, its in zip(store.seeds(other.items()), other.seeds(other.items()), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_a_million_new_items_stay_within_the_byte_budget(tmp_path):
+    """One n for all: a hundred items with 5,000 seeds each shrink, the newcomers get their one seed each.
+
+    By hand: the budget is 1,200,000 seeds of 16 bytes. With a million items of one seed each, 200,000 are left for the
+    hundred: 2,000 each (min(n, 1) = 1 for each newcomer).
+    """
+    budget = 16 * 1_200_000
+    store = SeedStore(byte_budget=budget)
+    old, new = 100, 1_000_000
+    with ClickLog(tmp_path) as log:
+        user, item = np.tile(np.arange(5000), old), np.repeat(np.arange(old), 5000)
+        log.append(user, item, START + np.arange(len(user)))
+        follow(log, store)
+        assert store.effective_latest >= 5000
+        before = store.nbytes
+        for low in range(0, new, 100_000):
+            many = np.arange(low, low + 100_000)
+            log.append(many, 1_000_000 + many, START + DAY + many)
+            follow(log, store)
+            assert 16 * store.seed_counts(store.items()).sum() <= budget
+    assert store.effective_latest == 2000
+    assert len(store.items()) == old + new
+    assert (store.seed_counts(np.arange(old)) == 2000).all()
+    assert store.seed_counts(1_000_000 + np.arange(new)).sum() == new
+    # Twice the budget for the seeds, and what it takes to know an item at all.
+    assert store.nbytes <= 2 * budget + 100 * (old + new), (before, store.nbytes)
+
+
+# Items with hardly any seeds.
+
+K, DIM, HIDDEN = 4, 6, 5
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    return Scorer(
+        kernel=draw(DIM, HIDDEN), bias=np.zeros(HIDDEN, np.float32), slope=np.full(HIDDEN, 0.2, np.float32),
+        local_kernel=draw(HIDDEN, HIDDEN), global_kernel=draw(3, HIDDEN), global_query=draw(3), alpha=0.3,
+    )  # fmt: skip
+
+
+CASES = ["none", "one", "k - 1", "k", "k + 1", "all the same", "zero vectors", "some zero vectors"]
+
+
+@pytest.mark.parametrize("size_bias", [False, True])
+def test_every_item_has_a_defined_score(scorer, tmp_path, size_bias):
+    """From clicks through the store and the clustering, cold and warm, to similarities."""
+    scorer = Scorer(**{**vars(scorer), "size_bias": size_bias})
+    rng = np.random.default_rng(2)
+    vectors = rng.standard_normal((60, DIM)).astype(np.float32)
+    vectors[20:40], vectors[40:60] = vectors[20], 0  # users 20 to 39 are alike, 40 to 59 are nobody
+    members = [[], [0], range(K - 1), range(K), range(K + 1), range(20, 40), range(40, 60), [0, *range(40, 50)]]
+    with ClickLog(tmp_path) as log:
+        for item, users in enumerate(members):
+            log.append([*users], [item] * len(users), [START + number for number in range(len(users))])
+        offsets, users, _ = follow(log, SeedStore()).seeds(np.arange(len(members)))
+    np.testing.assert_array_equal(np.diff(offsets), [len(each) for each in members])
+
+    seeds = scorer.transform(vectors[users])
+    cold = cluster(seeds, offsets, K)
+    warm = cluster(seeds, offsets, K, iterations=2, initial=cold.centroids)
+    stranger = rng.standard_normal((1, DIM)).astype(np.float32)
+    targets = np.concatenate([vectors[:1], vectors[20:21], vectors[40:41], stranger])  # [users, dim]
+    for found in (cold, warm):
+        assert np.isfinite(found.centroids).all()
+        similarity = scorer.similarity(targets, scorer.summarize(found.centroids, found.counts))  # [users, items]
+        assert np.isfinite(similarity).all() and (np.abs(similarity) <= 1 + 1e-6).all()
+        of = dict(zip(CASES, similarity.T, strict=True))
+        assert (of["none"] == 0).all() and (of["zero vectors"] == 0).all()  # exactly
+        assert (similarity[2] == 0).all()  # a target user who is nobody
+        # One centroid, or equal ones, is both the global and the local summary: 0.3 cos + 0.7 cos.
+        hidden = scorer.transform(targets).astype(np.float64)
+        unit = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-30)
+        np.testing.assert_allclose(of["one"], unit @ unit[0], atol=1e-5)
+        np.testing.assert_allclose(of["all the same"], unit @ unit[1], atol=1e-5)
+    np.testing.assert_allclose(cold.centroids, warm.centroids, atol=1e-6)
