@@ -1,6 +1,10 @@
 """RALM look-alike models: how much does a target user resemble the seeds of an item?"""
 
-from lookalike.attention import AttentionMerge, GlobalAttention, LocalAttention
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from lookalike.audience import Audience, Curve, Holdout, Reach, SeedList, expand, overlap
 from lookalike.baselines import AverageEmbedding, Popularity, ProfileMatch
 from lookalike.clustering import Clusters, cluster
@@ -8,12 +12,15 @@ from lookalike.graph import LabelPropagation
 from lookalike.hashing import HashedNeighbors
 from lookalike.holdout import holdout
 from lookalike.regression import Classifier, LogisticPairs
-from lookalike.representation import CandidateLogits, Field, UserRepresentation, build_next_item_model, user_inputs
 from lookalike.retrieval import BestItems, best_items, best_users, gate
 from lookalike.sampling import limit_positives, log_uniform_probabilities, sample_negatives
 from lookalike.scorer import Scorer, Seeds, seed_centroids
 from lookalike.selection import Cut
-from lookalike.similarity import LookalikeModel, SimilarityLogit, build_similarity_trainer, cosine, leave_one_out
+
+if TYPE_CHECKING:
+    from lookalike.attention import AttentionMerge, GlobalAttention, LocalAttention
+    from lookalike.representation import CandidateLogits, Field, UserRepresentation, build_next_item_model, user_inputs
+    from lookalike.similarity import LookalikeModel, SimilarityLogit, build_similarity_trainer, cosine, leave_one_out
 
 __all__ = [
     "AttentionMerge",
@@ -58,3 +65,24 @@ __all__ = [
     "seed_centroids",
     "user_inputs",
 ]
+
+# Imported at first use, since the click log and the seed store need neither Keras nor TensorFlow; at once where Keras
+# is there already: it loads a saved model only after the layers have been imported.
+_KERAS = ("attention", "representation", "similarity")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _KERAS:
+            globals().update({key: value for key, value in vars(_load(module)).items() if key in __all__})
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _load(module: str) -> ModuleType:
+    return import_module(f"lookalike.{module}")
+
+
+if "keras" in sys.modules:
+    for _module in _KERAS:
+        _load(_module)

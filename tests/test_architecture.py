@@ -165,9 +165,14 @@ HEAVY = "print([name for name in ('tensorflow', 'keras', 'torch', 'jax') if name
         "ranking.cli",
         "ranking.data.tables",
         "ranking.replay.tuning",
+        "lookalike.clicklog",
+        "lookalike.seeds",
         "serving",
         "serving.rest",
-        "serving.server",
+        "serving.rpc",
+        "serving.server.bundle",
+        "serving.server.server",
+        "serving.slate_log",
     ],
 )
 def test_import_loads_no_tensorflow(name):
