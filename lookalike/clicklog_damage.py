@@ -45,27 +45,26 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "quarantine"
-        self._found: dict[tuple[str, int], Damage] = {}
+        self._found: dict[tuple[str, int, int], Damage] = {}
 
     def damages(self) -> list[Damage]:
         """All damage, in the order of offsets."""
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, TypeError):
                 damage = Damage(**json.loads(path.read_bytes()))
-                self._found[damage.segment, damage.offset] = damage
-        return sorted(self._found.values(), key=lambda damage: damage.offset)
+                self._found[_key(damage)] = damage
+        return sorted(self._found.values(), key=lambda damage: (damage.offset, damage.lost))
 
     def add(self, base: int, gap: Gap, descriptor: int) -> None:
         """Notes a gap of the segment that starts at `base`, and copies its bytes, unless it is known."""
         damage = Damage(segment_name(base), gap.byte, gap.size, gap.offset, gap.lost or 0, True)
-        key = damage.segment, damage.offset
-        if key in self._found or key in {(known.segment, known.offset) for known in self.damages()}:
+        if self._knows(damage) or (self.damages() and self._knows(damage)):
             return
         _logger.error(
             "%s: %d bytes at byte %d are no valid frame: %d events from offset %d are lost",
             self._folder.parent / damage.segment, gap.size, gap.byte, damage.lost, gap.offset,
         )  # fmt: skip
-        path = self._folder / f"{base:020d}-{gap.offset:020d}"
+        path = self._folder / f"{base:020d}-{gap.byte}-{gap.offset}"
         try:
             self._folder.mkdir(exist_ok=True)
             write_whole(path.with_suffix(".bytes"), [os.pread(descriptor, gap.size, gap.byte)])
@@ -73,9 +72,22 @@ class Quarantine:
         except OSError as error:
             damage = replace(damage, quarantined=False)
             _logger.error("%s: the damaged bytes could not be copied: %s", self._folder, error)
-        self._found[key] = damage
+        self._found[_key(damage)] = damage
+
+    def _knows(self, damage: Damage) -> bool:
+        if _key(damage) in self._found or damage.size:
+            return _key(damage) in self._found
+        end = damage.offset  # erasure leaves out damaged bytes, and its gap stands for them all
+        for known in sorted(self._found.values(), key=lambda known: known.offset):
+            if known.segment == damage.segment and known.offset <= end:
+                end = max(end, known.offset + known.lost)
+        return end >= damage.offset + damage.lost
 
     def erase(self) -> None:
         """Removes the copied bytes; the notes stay."""
         for path in self._folder.glob("*.bytes"):
             path.unlink(missing_ok=True)
+
+
+def _key(damage: Damage) -> tuple[str, int, int]:
+    return damage.segment, damage.byte, damage.offset
