@@ -145,9 +145,7 @@ def _texts(values: Any, name: str) -> tuple[NDArray[np.int64], list[bytes]]:
 
 
 def joined(parts: Sequence[Columns]) -> Columns:
-    """Columns one behind the other."""
-    if len(parts) == 1:
-        return parts[0]
+    """Columns one behind the other: always new arrays, aligned ones that may be written."""
     names = ("user", "item", "time", "kind")
     user, item, time, kind = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     texts: list[list[bytes] | None] = [None, None]

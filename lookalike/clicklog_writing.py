@@ -34,8 +34,8 @@ def take_lock(folder: Path) -> int:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise ClickLogError(f"{folder}: process {holder} writes this log already.") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # only for the message above; in place, for a full disk refuses a new block
+        os.pwrite(descriptor, f"{os.getpid():<20}\n".encode(), 0)
     return descriptor
 
 

@@ -120,6 +120,7 @@ def mixed(x):
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5))
+@settings(deadline=None, derandomize=True)
 def test_keys_of_texts_are_63_bits_of_siphash(texts):
     expected = [mixed(siphash(text.encode(), b"seedrank-clicks.")) >> 1 for text in texts]
     assert keys_of(texts).tolist() == expected
@@ -141,7 +142,7 @@ def test_keys_tell_a_trailing_nul():
 
 
 @given(st.lists(st.lists(st.tuples(INT64, INT64, INT64, st.sampled_from([CLICK, UNCLICK, FORGET])), max_size=5)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_what_is_appended_is_read(tmp_path_factory, batches):
     folder = tmp_path_factory.mktemp("log")
     expected = []
@@ -158,7 +159,7 @@ def test_what_is_appended_is_read(tmp_path_factory, batches):
 
 
 @given(st.lists(st.tuples(TEXT, TEXT, INT64), min_size=1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_texts_come_back_beside_their_keys(tmp_path_factory, rows):
     users, items, times = ([*column] for column in zip(*rows, strict=True))
     with ClickLog(tmp_path_factory.mktemp("log"), user_ids="string", item_ids="string") as log:
@@ -171,7 +172,7 @@ def test_texts_come_back_beside_their_keys(tmp_path_factory, rows):
 
 
 @given(st.integers(0, 30), st.integers(0, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_part_can_be_read(tmp_path_factory, low, high):
     low, high = sorted((low, high))
     with ClickLog(tmp_path_factory.mktemp("log"), segment_bytes=400) as log:
@@ -190,6 +191,9 @@ def test_batches_are_large_and_their_arrays_typed(tmp_path):
         names = ("user", "item", "time", "received")
         assert {getattr(batch, name).dtype for batch in batches for name in names} == {np.dtype(np.int64)}
         assert {batch.kind.dtype for batch in batches} == {np.dtype(np.uint8)}
+        (one,) = log.read(1, until=8)  # one frame, whose columns lie at odd places
+        for name in (*names, "kind"):
+            assert getattr(one, name).flags.carray and getattr(one, name).dtype.isnative
 
 
 def test_a_large_append_is_cut_into_frames(tmp_path):
