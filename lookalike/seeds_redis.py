@@ -79,7 +79,7 @@ class RedisSeedStore:
         byte_budget: int | None = None,
         future_seconds: int = 300,
         deadline: float = 5.0,
-        copy_bytes: int = 1 << 28,
+        copy_bytes: int = 268_435_456,
     ) -> None:
         if not 1 <= latest <= _MOST:
             raise ValueError(f"`latest` should be from 1 to {_MOST}. Received: latest={latest}.")
