@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike.clicklog import CLICK, ERASED, FORGET, UNCLICK, Batch
+from lookalike.clicklog import FORGET, Batch
+from lookalike.seed_kernels import EARLIEST, LATEST, cut, erase, take, void
+from lookalike.seed_memory import Tables
+from lookalike.seed_order import gather, order
+from lookalike.seed_tables import APPLIED, DUPLICATE, FORGOTTEN, INVALID, LATE, TOTAL, restore
 
 __all__ = ["EARLIEST", "LATEST", "Counts", "SeedStore"]
 
-EARLIEST, LATEST = 946_684_800_000, 4_102_444_800_000  # 2000-01-01 and 2100-01-01, half-open
 SEED_BYTES = 16
+_CHUNK = 16_384  # events that room is made for at once
+_Seeds = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -59,45 +64,55 @@ class SeedStore:
         byte_budget: int, optional. Bytes for all seeds at 16 each. Defaults to no limit.
         future_seconds: int. How far an event's time may be after the log received it. Defaults to `300`.
 
-    Reference: SPEC 3.4 of the project; Liu et al., KDD 2019, section 4.3.
+    Attributes:
+        log: int or None. The number of the log that `offset` belongs to, where `open_store` has set it.
+
+    Reference: Liu et al., KDD 2019, section 4.3.
     """
 
     def __init__(self, *, latest: int = 3_000_000, byte_budget: int | None = None, future_seconds: int = 300) -> None:
-        if latest < 1:
-            raise ValueError(f"`latest` should be a positive integer. Received: latest={latest}.")
+        if not 1 <= latest <= 2**30:
+            raise ValueError(f"`latest` should be from 1 to 2**30. Received: latest={latest}.")
         if byte_budget is not None and byte_budget < SEED_BYTES:
             raise ValueError(f"`byte_budget` should be at least {SEED_BYTES}. Received: byte_budget={byte_budget}.")
         if future_seconds < 0:
             raise ValueError(f"`future_seconds` should be 0 or more. Received: future_seconds={future_seconds}.")
         self.latest, self.byte_budget, self.future_seconds = latest, byte_budget, future_seconds
         self._lock = threading.RLock()
-        self._offset: int | None = None
+        self.log: int | None = None
+        self._offset = 0
         self._n = latest
-        self._entries: dict[int, dict[int, tuple[int, bool]]] = {}  # item -> user -> (time, removed)
-        self._forgotten: dict[int, int] = {}
-        self._changed: dict[int, int] = {}
-        self._counts = dict.fromkeys(("applied", "late", "invalid", "duplicate"), 0)
+        self._tables = Tables()
+        none = np.empty(0, np.int64)
+        self._forgotten = self._tables.time_map(none, none)  # until when whose clicks are removed
+        self._unvoided: list[NDArray[np.int64]] = []  # users forgotten since their entries were last looked through
 
     @property
     def offset(self) -> int:
         """Offset of the next event to apply; 0 for a new store."""
-        return self._offset or 0
+        return self._offset
 
     @property
     def counts(self) -> Counts:
         """What became of the events, those of earlier processes included where a snapshot was loaded."""
         with self._lock:
-            return Counts(sum(self._counts.values()), **self._counts)
+            outcomes = self._tables.counters[[APPLIED, LATE, INVALID, DUPLICATE]].tolist()
+        return Counts(sum(outcomes), *outcomes)
 
     @property
     def effective_latest(self) -> int:
         """The `n` in force."""
-        return self._n
+        with self._lock:
+            self._settle()
+            return self._n
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, as far as the arrays go."""
-        return sum(SEED_BYTES * len(entries) for entries in self._entries.values())
+        """Bytes held: seeds with the slack of their tables, and about 70 an item."""
+        with self._lock:
+            return self._tables.nbytes + SEED_BYTES * len(self._forgotten[0])
+
+    # Taking in.
 
     def apply(self, batch: Batch) -> None:
         """Takes in events. What lies below `offset` is known and passed over, without being counted again.
@@ -108,57 +123,58 @@ class SeedStore:
         Raises:
             ValueError: it starts above `offset`: events between are missing. `skip` says that they are lost.
         """
+        columns = [np.ascontiguousarray(getattr(batch, name), np.int64) for name in ("user", "item", "time")]
+        columns += [np.ascontiguousarray(batch.kind, np.uint8), np.ascontiguousarray(batch.received, np.int64)]
+        user, kind = columns[0], columns[3]
+        if any(column.shape != user.shape for column in columns):
+            shapes = [column.shape for column in columns]
+            raise ValueError(f"`batch` should have columns of one length. Received: shapes={shapes}.")
         with self._lock:
-            if batch.offset > self.offset:
-                raise ValueError(f"`batch` should start at {self.offset} or below. Received: offset={batch.offset}.")
-            for number in range(self.offset - batch.offset, len(batch)):
-                self._offset = batch.offset + number + 1
-                kind = int(batch.kind[number])
-                if kind == ERASED:
-                    continue
-                outcome = self._event(
-                    int(batch.user[number]), int(batch.item[number]), int(batch.time[number]), kind,
-                    int(batch.received[number]),
-                )  # fmt: skip
-                self._counts[outcome] += 1
-            self._cut()
+            if batch.offset > self._offset:
+                raise ValueError(f"`batch` should start at {self._offset} or below. Received: offset={batch.offset}.")
+            for low in range(self._offset - batch.offset, len(user), _CHUNK):
+                high = min(low + _CHUNK, len(user))
+                self._expect(user[low:high][kind[low:high] == FORGET])
+                self._tables.make_room(high - low)
+                self._take(columns, low, high, batch.offset)
+                self._offset = batch.offset + high
+                if self.byte_budget is not None:
+                    if self._tables.counters[TOTAL] > self.byte_budget // SEED_BYTES * 17 // 16:
+                        self._settle()
 
-    def _event(self, user: int, item: int, time: int, kind: int, received: int) -> str:
-        if kind not in (CLICK, UNCLICK, FORGET) or not EARLIEST <= time < LATEST:
-            return "invalid"
-        if time > received + 1000 * self.future_seconds:
-            return "invalid"
-        if kind == FORGET:
-            if time <= self._forgotten.get(user, 0):
-                return "duplicate"
-            self._forgotten[user] = time
-            for number, entries in self._entries.items():
-                if user in entries and entries[user][0] <= time and not entries[user][1]:
-                    entries[user] = (entries[user][0], True)
-                    self._changed[number] = self.offset
-            return "applied"
-        forgotten = kind == CLICK and time <= self._forgotten.get(user, 0)
-        entries = self._entries.setdefault(item, {})
-        known = entries.get(user)
-        if known and (time, kind == UNCLICK) <= known:
-            return "late" if known[1] and kind == CLICK else "duplicate"
-        if not known and len(entries) >= self._n and (time, user) < min((t, u) for u, (t, _) in entries.items()):
-            return "late"
-        entries[user] = (time, kind == UNCLICK or time <= self._forgotten.get(user, 0))
-        if not forgotten:
-            self._changed[item] = self.offset
-        return "late" if forgotten else "applied"
+    def _take(self, columns: Any, low: int, high: int, offset: int) -> None:
+        future, salt = 1000 * self.future_seconds, self._tables.salt
+        while low < high:
+            arrays: Any = *self._tables.arrays(), *self._forgotten, *columns
+            low = take(*arrays, low, high, offset, self._n, future, salt)  # type: ignore[call-arg]
+            if low < high:
+                del arrays
+                self._tables.make_slots()
 
-    def _cut(self) -> None:
-        if self.byte_budget is not None:
-            sizes = [len(entries) for entries in self._entries.values()]
-            while self._n and SEED_BYTES * sum(min(self._n, size) for size in sizes) > self.byte_budget:
-                self._n = min(self._n, max(sizes)) - 1
-        for item, entries in self._entries.items():
-            if len(entries) > self._n:
-                kept = sorted(entries, key=lambda user: (entries[user][0], user))[len(entries) - self._n :]
-                self._entries[item] = {user: entries[user] for user in kept}
-                self._changed[item] = self.offset
+    def _expect(self, users: NDArray[np.int64]) -> None:
+        """Makes room for users to be forgotten."""
+        if len(users) == 0:
+            return
+        self._unvoided.append(users.copy())
+        keys, times = self._forgotten
+        if 3 * (self._tables.counters[FORGOTTEN] + len(users)) > 2 * len(keys):
+            kept = times > 0
+            self._forgotten = self._tables.time_map(keys[kept], times[kept], len(users))
+
+    def _settle(self) -> None:
+        """Does what `apply` puts off: marks entries of the forgotten, lowers `n` to the budget, cuts items to it."""
+        tables = self._tables
+        if self._unvoided:
+            keys, times = self._forgotten
+            kept = np.isin(keys, np.concatenate(self._unvoided)) & (times > 0)
+            void(tables.arena.data, tables.rows, *tables.time_map(keys[kept], times[kept]), self._offset, tables.salt)
+            self._unvoided = []
+        if self.byte_budget is not None and tables.counters[TOTAL] > self.byte_budget // SEED_BYTES:
+            self._n = min(self._n, _level(tables.rows["count"], self.byte_budget // SEED_BYTES))
+        if self._n == 0:
+            tables.clear()
+        elif (tables.rows["count"] > self._n).any():
+            cut(tables.arena.data, tables.counters, tables.rows, self._n, self._offset, tables.salt)
 
     def skip(self, until: int) -> None:
         """Goes on at a later offset: the events between are lost, as the log's `damage` says.
@@ -167,53 +183,33 @@ class SeedStore:
             until: int. The offset of the next event there is.
         """
         with self._lock:
-            self._offset = max(self.offset, until)
+            self._offset = max(self._offset, until)
 
-    def items(self) -> NDArray[np.int64]:
-        """Items with at least one seed, ascending, int64 `[items]`."""
-        with self._lock:
-            live = (k for k, entries in self._entries.items() if any(not gone for _, gone in entries.values()))
-            return np.array(sorted(live), np.int64)
-
-    def seed_counts(self, items: Any) -> NDArray[np.int64]:
-        """Seeds of each of some items, int64 `[n]`; 0 for an item without."""
-        offsets = self.seeds(items)[0]
-        return np.diff(offsets)
-
-    def seeds(
-        self, items: Any, *, newest: int | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Seeds of some items, the newest first, of equal times the larger user first.
+    def adapt(self, *, latest: int, byte_budget: int | None, future_seconds: int) -> None:
+        """Goes on with other settings.
 
         Args:
-            items: int64 `[n]`. Items; one may be unknown.
-            newest: int, optional. At most so many of each. Defaults to all.
+            latest: int. As at the start.
+            byte_budget: int or None. As at the start.
+            future_seconds: int. As at the start.
 
-        Returns:
-            offsets int64 `[n + 1]`, users int64 `[seeds]`, times int64 `[seeds]`: the seeds of item `i` are at
-            `offsets[i]:offsets[i + 1]`.
+        Raises:
+            ValueError: they would keep more, and what was left out so far is not here.
         """
-        if newest is not None and newest < 1:
-            raise ValueError(f"`newest` should be a positive integer. Received: newest={newest}.")
-        found: list[tuple[int, int]] = []
-        offsets = [0]
+        SeedStore(latest=latest, byte_budget=byte_budget, future_seconds=future_seconds)  # checks them
         with self._lock:
-            for item in np.asarray(items, np.int64).tolist():
-                entries = self._entries.get(item, {})
-                live = sorted(((t, u) for u, (t, gone) in entries.items() if not gone), reverse=True)
-                found += live[:newest]
-                offsets.append(len(found))
-        pairs = np.array(found, np.int64).reshape(-1, 2)
-        return np.array(offsets, np.int64), pairs[:, 1].copy(), pairs[:, 0].copy()
-
-    def mark(self) -> int:
-        """A mark for `changed_since`: the offset. It stays good after a restart."""
-        return self.offset
-
-    def changed_since(self, mark: int) -> NDArray[np.int64]:
-        """Items whose seeds changed after a mark was taken, ascending, int64 `[items]`."""
-        with self._lock:
-            return np.array(sorted(item for item, at in self._changed.items() if at > mark), np.int64)
+            self._settle()
+            budget = np.inf if self.byte_budget is None else self.byte_budget
+            wider = latest > self.latest or (np.inf if byte_budget is None else byte_budget) > budget
+            whole = self._n > 0 and not (self._tables.rows["count"] >= self._n).any()
+            if wider and not whole:
+                raise ValueError(
+                    f"`latest` and `byte_budget` should be at most {self.latest} and {self.byte_budget}, for items "
+                    f"were cut. Received: latest={latest}, byte_budget={byte_budget}."
+                )
+            self._n = latest if whole else min(self._n, latest)
+            self.latest, self.byte_budget, self.future_seconds = latest, byte_budget, future_seconds
+            self._settle()
 
     def erase(self, users: Iterable[int]) -> int:
         """Takes every trace of some users out for good, as `ClickLog.compact` does from the log.
@@ -226,12 +222,144 @@ class SeedStore:
         Returns:
             int. Entries erased.
         """
-        erased = 0
+        gone = np.unique(np.fromiter(users, np.int64))
+        tables = self._tables
         with self._lock:
-            for user in users:
-                self._forgotten.pop(int(user), None)
-                for item, entries in self._entries.items():
-                    if entries.pop(int(user), None) is not None:
-                        erased += 1
-                        self._changed[item] = self.offset
-        return erased
+            self._settle()
+            keys, times = self._forgotten
+            kept = (times > 0) & ~np.isin(keys, gone)
+            self._forgotten = tables.time_map(keys[kept], times[kept])
+            tables.counters[FORGOTTEN] = np.sum(kept)
+            wanted = tables.time_map(gone, np.ones(len(gone), np.int64))
+            return erase(tables.arena.data, tables.counters, tables.rows, *wanted, self._offset, tables.salt)
+
+    # Reading.
+
+    def items(self) -> NDArray[np.int64]:
+        """Items with at least one seed, ascending, int64 `[items]`."""
+        with self._lock:
+            self._settle()
+            rows = self._tables.rows
+            return np.sort(rows["item"][rows["live"] > 0])
+
+    def seed_counts(self, items: Any) -> NDArray[np.int64]:
+        """Seeds of each of some items, int64 `[n]`; 0 for an item without."""
+        with self._lock:
+            self._settle()
+            return self._sizes(self._tables.rows_of(items), "live")
+
+    def seeds(self, items: Any, *, newest: int | None = None) -> _Seeds:
+        """Seeds of some items, the newest first, of equal times the larger user first.
+
+        Args:
+            items: int64 `[n]`. Items; one may be unknown.
+            newest: int, optional. At most so many of each. Defaults to all.
+
+        Returns:
+            offsets int64 `[n + 1]`, users int64 `[seeds]`, times int64 `[seeds]`: the seeds of item `i` are at
+            `offsets[i]:offsets[i + 1]`.
+        """
+        if newest is not None and newest < 1:
+            raise ValueError(f"`newest` should be a positive integer. Received: newest={newest}.")
+        with self._lock:
+            self._settle()
+            chosen = self._tables.rows_of(items)
+            sizes = self._sizes(chosen, "live")
+            offsets, users, stamps = self._gathered(chosen, sizes if newest is None else sizes.clip(max=newest), True)
+        order(offsets, users, stamps)
+        stamps >>= 1
+        return offsets, users, stamps
+
+    def _sizes(self, chosen: NDArray[np.int64], column: str) -> NDArray[np.int64]:
+        sizes, known = np.zeros(len(chosen), np.int64), chosen >= 0
+        sizes[known] = self._tables.rows[column][chosen[known]]
+        return sizes
+
+    def _gathered(self, chosen: NDArray[np.int64], sizes: NDArray[np.int64], live: bool) -> _Seeds:
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        users, stamps = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int64)
+        gather(self._tables.arena.data, self._tables.rows, chosen, offsets, live, users, stamps)
+        return offsets, users, stamps
+
+    def mark(self) -> int:
+        """A mark for `changed_since`: the offset. It stays good after a restart."""
+        with self._lock:
+            self._settle()
+            return self._offset
+
+    def changed_since(self, mark: int) -> NDArray[np.int64]:
+        """Items whose seeds changed after a mark was taken, ascending, int64 `[items]`."""
+        with self._lock:
+            self._settle()
+            rows = self._tables.rows
+            return np.sort(rows["item"][rows["changed"] > mark])
+
+    # What a snapshot holds.
+
+    def entries(self, items: Any) -> _Seeds:
+        """All that is kept of some items, those included whose clicks were taken back.
+
+        Args:
+            items: int64 `[n]`.
+
+        Returns:
+            offsets int64 `[n + 1]`, users int64 `[entries]`, stamps int64 `[entries]`, 2 * time + 1 where removed; in
+            the order of `seeds`.
+        """
+        with self._lock:
+            self._settle()
+            chosen = self._tables.rows_of(items)
+            offsets, users, stamps = self._gathered(chosen, self._sizes(chosen, "count"), False)
+        order(offsets, users, stamps)
+        return offsets, users, stamps
+
+    def position(self) -> tuple[int, Counts, int, _Seeds]:
+        """What belongs to one moment: `offset`, `counts`, `effective_latest` and the items that anything is kept of.
+
+        Returns:
+            The three, and: the items, ascending; how many entries each has; the offset behind its last change.
+        """
+        with self._lock:
+            n = self.effective_latest
+            rows = self._tables.rows
+            rows = np.sort(rows[rows["count"] > 0], order="item")
+            return self._offset, self.counts, n, (rows["item"], rows["count"].astype(np.int64), rows["changed"])
+
+    def forgotten(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Users who were forgotten, ascending, and until when."""
+        with self._lock:
+            keys, times = self._forgotten
+            kept = times > 0
+            users, until = keys[kept], times[kept]
+        by_user = np.argsort(users)
+        return users[by_user], until[by_user]
+
+    def restore_entries(self, n: int, items: Any, offsets: Any, users: Any, stamps: Any) -> None:
+        """Takes in `effective_latest` and what `entries` gave, of items that are not there yet."""
+        with self._lock:
+            self._n = n
+            self._tables.make_room(len(items))
+            self._tables.make_slots(len(users) + len(users) // 4)
+            restore(*self._tables.arrays(), items, offsets, users, stamps, self._n, self._tables.salt)
+
+    def restore_progress(self, offset: int, counts: Counts, users: Any, until: Any, changed: Any) -> None:
+        """Takes in the rest: `offset`, `counts`, what `forgotten` gave, and the changes that `position` gave."""
+        tables = self._tables
+        with self._lock:
+            self._offset = offset
+            self._forgotten = tables.time_map(users, until)
+            tables.counters[FORGOTTEN] = len(users)
+            tables.counters[[APPLIED, LATE, INVALID, DUPLICATE]] = (
+                counts.applied, counts.late, counts.invalid, counts.duplicate,
+            )  # fmt: skip
+            tables.rows["changed"][np.argsort(tables.rows["item"])] = changed
+
+
+def _level(counts: NDArray[np.int32], total: int) -> int:
+    """The largest n with the sum of min(n, count) within a total that they exceed."""
+    ascending = np.sort(counts).astype(np.int64)
+    before = np.cumsum(ascending) - ascending
+    left = np.arange(len(ascending), 0, -1)
+    # All items below the first that does not fit are kept whole; the others share the rest.
+    first = int(np.argmax(before + ascending * left > total))
+    return int((total - before[first]) // left[first])
