@@ -46,7 +46,7 @@ class Freshness:
     about: dict[str, Any]
 
     def waits(self) -> dict[str, dict[str, float]]:
-        """Hours: median and 90th percentile by item, of those that had it before the end."""
+        """Hours by item, median, 90th percentile and longest: of those that had a similarity in both before the end."""
         items, found = self.items, {}
         spans = {
             "birth to enough seeds": ("born", "ready"),
@@ -56,8 +56,11 @@ class Freshness:
             "enough seeds to similarity, daily": ("ready", "daily"),
         }
         both = items["refreshed"].notna() & items["daily"].notna()  # the same items, or the later ones would flatter
-        for name, (start, end) in spans.items():
-            hours = ((items[end] - items[start])[both] / HOUR_MS).to_numpy(np.float64)
+        every = items["refreshed"].notna()
+        chosen = [(name, span, both) for name, span in spans.items()]
+        chosen.append(("enough seeds to similarity, refreshed, all items", ("ready", "refreshed"), every))
+        for name, (start, end), inside in chosen:
+            hours = ((items[end] - items[start])[inside] / HOUR_MS).to_numpy(np.float64)
             quantiles = np.quantile(hours, [0.5, 0.9, 1.0]) if len(hours) else np.full(3, np.nan)
             found[name] = dict(zip(("median", "p90", "max"), quantiles.tolist(), strict=True)) | {"items": len(hours)}
         return found
@@ -74,9 +77,7 @@ class _Replayed(Refresher):
     made: State
 
     def _publish(self, done: Refreshed, state: State) -> None:
-        centroids, counts = self._table.served(self.min_seeds)
-        seeds = np.append(self._table.seeds, 0)
-        self.made = dataclasses.replace(state, centroids=centroids, centroid_counts=counts, seed_counts=seeds)
+        self.made = self._table.served(state, self.min_seeds)
 
 
 def measure_freshness(

@@ -1,27 +1,30 @@
 """From clicks to what is served: dirty items clustered again, tables as of now, one new version."""
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from lookalike.snapshots import catch_up
 from ranking.apply import no_version
 from ranking.errors import UserError
 from ranking.exported.ranker import space_id
-from ranking.refresh_centroids import CentroidTable, chunks
+from ranking.refresh_centroids import CentroidTable
+from ranking.refresh_clusters import Clusterer
 from ranking.refresh_metrics import RefreshMetrics
+from ranking.refresh_report import Refreshed
 from ranking.refresh_seeds import SeedReader, Seen, cohorts_of, id_keys, look
 from ranking.refresh_tables import LiveTables
-from ranking.refresh_worker import ClusterWorker, WorkerFailed
+from ranking.refresh_worker import ClusterWorker
 from ranking.republish import republish_tables
 from ranking.run import Run
-from ranking.state import LLOYD_ITERATIONS, State, in_batches
+from ranking.state import State, in_batches
 from serving.pin import pinned
 from serving.publish import version_content, version_folders, versions
 from serving.verifier import Verifier
@@ -32,53 +35,6 @@ PRODUCTION_SEEDS = 100  # of the paper's authors: below it, no similarity
 TABLE = ".refresh.npz"  # beside the versions: servers look at folders named by numbers only
 BUDGET = 0.6  # of the interval, for clustering: the rest is for tables and publishing
 _log = logging.getLogger("ranking.refresh")
-
-
-@dataclasses.dataclass
-class Refreshed:
-    """What a refresh did.
-
-    Args:
-        tick: int, ms. Its watermark: events strictly before it are in the tables. Defaults to 0.
-        version: int or `None`. What was published. Defaults to `None`.
-        skipped: str. Why nothing was: `"pinned"`, `"stopped"`; empty where something was. Defaults to `""`.
-        events: int. Events of the log that it took in. Defaults to 0.
-        dirty: int. Items whose seeds changed. Defaults to 0.
-        warm, cold: int. Items that were clustered from their old centroids, and from none. Default to 0.
-        waiting: int. Items left over for the next refresh. Defaults to 0.
-        dominated: int. Items that kept what they had because too few cohorts of users clicked them. Defaults to 0.
-        unknown_seeds: int. Seeds without an embedding, of the items that were clustered. Defaults to 0.
-        unknown_items: int. Items of the log that the tables lack. Defaults to 0.
-        new_items, new_users, embedded: int. Ids that the tables gained; users whose vectors were made. Default to 0.
-        failures: dict. Reason -> how often a call of the worker failed. Defaults to none.
-        seconds: dict. Step -> seconds. Defaults to none.
-    """
-
-    tick: int = 0
-    version: int | None = None
-    skipped: str = ""
-    events: int = 0
-    dirty: int = 0
-    warm: int = 0
-    cold: int = 0
-    waiting: int = 0
-    dominated: int = 0
-    unknown_seeds: int = 0
-    unknown_items: int = 0
-    new_items: int = 0
-    new_users: int = 0
-    embedded: int = 0
-    failures: dict[str, int] = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Takes the time of a step."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
 class Refresher:
@@ -104,6 +60,10 @@ class Refresher:
         cohort: str or `None`. A column of the users table: no users with one value of it weigh more than
             `max_cohort_share` of an item's seeds. Defaults to `None`: every user is his own cohort.
         max_cohort_share: float, in (0, 1]. Defaults to `0.1`.
+
+    Attributes:
+        metrics: RefreshMetrics.
+        stop: Event. Set, it ends the refresh that runs after the step in hand, and nothing is published.
 
     Raises:
         UserError: an argument is out of its range, or there is no version, or it is of another run.
@@ -150,8 +110,9 @@ class Refresher:
         self._tables = LiveTables(run, run.info["dataset"] if data is None else data)
         like = CentroidTable.of(run.state)
         self._table = CentroidTable.load(self._base / TABLE, self._space, like) or like
-        self._stop = threading.Event()
+        self.stop = threading.Event()
         self._mark: int | None = None
+        self._similar: pd.Index | None = None
         self._early = np.zeros(0, np.int64)
         self._transformed: tuple[np.ndarray, np.ndarray] | None = None  # of which vectors, and who is usable
         self._cohorts: tuple[Any, Any, np.ndarray] | None = None
@@ -173,10 +134,10 @@ class Refresher:
         A refresh that is due while one runs is left out and counted.
 
         Args:
-            stop: Event. Set, it ends the refresh that runs after the step in hand, and nothing is published.
+            stop: Event. Becomes `stop` of the refresher.
             after: callable. Called with each refresh that came to an end, `None` for a failure. Defaults to nothing.
         """
-        self._stop = stop
+        self.stop = stop
         due = time.monotonic()
         while not stop.wait(max(0.0, due - time.monotonic())):
             try:
@@ -192,10 +153,7 @@ class Refresher:
     def follow(self) -> int:
         """Takes in what the log gained; how many events. Safe beside another thread that does the same."""
         before = self.store.offset
-        for batch in self.log.read(max(before, self.log.start)):
-            if batch.offset > self.store.offset:  # what lay between is damaged: the log lists and counts it
-                self.store.skip(batch.offset)
-            self.store.apply(batch)
+        catch_up(self.store, self.log)
         return self.store.offset - before
 
     def once(self, now: int | None = None) -> Refreshed:
@@ -218,7 +176,8 @@ class Refresher:
             if pinned(self._base) is not None:
                 return self._paused(done)
             reason = "space"
-            done.tick = max(int(time.time() * 1000) if now is None else now, self._live(), self._newest_tick())
+            earliest = max(self._live(), int(self._table.at.max(initial=0)))  # time goes one way, whatever clocks say
+            done.tick = max(int(time.time() * 1000) if now is None else now, earliest)
             reason = "tables"
             with done.step("tables"):
                 state = self._state(done)
@@ -228,7 +187,7 @@ class Refresher:
             reason = "clusters"
             with done.step("clusters"):
                 self._cluster(done, state, order)
-            if self._stop.is_set():
+            if self.stop.is_set():
                 done.skipped = "stopped"
                 return done
             reason = "publish"
@@ -258,27 +217,16 @@ class Refresher:
         ):
             if mine != its:
                 raise UserError(
-                    f"the {what} of the run {self._trained.path} should be that of {self._base / str(found[-1])}, {its!r}: "
-                    "centroids of one are never scored with users of another. Refresh with the run that was exported, "
-                    f"or make this one live (seedrank export, seedrank publish). Received: {mine!r}."
+                    f"the {what} of the run {self._trained.path} should be that of {self._base / str(found[-1])}, "
+                    f"{its!r}: centroids of one are never scored with users of another. Refresh with the run that was "
+                    f"exported, or make this one live (seedrank export, seedrank publish). Received: {mine!r}."
                 )
         return int(content.facts.get("seed_watermark", 0))
-
-    def _newest_tick(self) -> int:
-        return int(self._table.at.max(initial=0))
 
     def _state(self, done: Refreshed) -> State:
         """Users, items and statistics as of the tick, and the embeddings that seeds are clustered in."""
         state = self._tables.at(done.tick)
-        if self._forgotten:
-            known = np.array([fingerprint(user) not in self._forgotten for user in state.user_ids], bool)
-            state = state.only(known, np.ones(len(state.item_ids), bool)) if not known.all() else state
-        done.embedded = self._tables.embedded
-        if not len(self._users[0]):
-            self._users = self._trained.state.user_ids, self._users[1]
-        done.new_users = (
-            int((~state.user_ids.isin(self._users[0])).sum()) if state.user_ids is not self._users[0] else 0
-        )
+        done.embedded, done.new_users = self._tables.embedded, self._tables.new_users
         done.new_items = int((~state.item_ids.isin(self._table.item_ids)).sum())
         self._table = self._table.aligned(state.item_ids)
         if self._transformed is None or self._transformed[0] is not state.user_vectors:
@@ -323,65 +271,24 @@ class Refresher:
         self._checked = True
 
     def _cluster(self, done: Refreshed, state: State, order: np.ndarray) -> None:
-        """Clusters in that order until the time is used up; what is left over comes first next time."""
+        """Clusters in that order until the time is used up."""
         if self._transformed is None:
             return
-        table, until = self._table, time.monotonic() + BUDGET * self.every
         reader = SeedReader(
             self.store,
             state.user_ids,
             self._transformed[1],
             newest=self.newest,
-            cohorts=self._cohort(state),
+            cohorts=self._cohorts_of(state),
             max_share=self.max_cohort_share,
         )
-        left = order
-        for items in chunks(order, np.minimum(table.seeds, self.newest), table.failed > 0):
-            if self._stop.is_set() or time.monotonic() > until:
-                break
-            left = left[len(items) :]
-            try:
-                self._chunk(done, reader, items)
-            except WorkerFailed as error:
-                _log.error("%d items keep their centroids: %s", len(items), error)
-                table.failed[items] += 1
-                table.waited[items] += 1
-                done.failures[error.reason] = done.failures.get(error.reason, 0) + 1
-                self.metrics.failed(f"worker {error.reason}")
-                if sum(done.failures.values()) > 2:  # something is wrong with the machine rather than with an item
-                    break
-        table.waited[left] += 1
-        done.waiting = int((table.waited > 0).sum())
+        clusterer = Clusterer(self.worker, reader, min_seeds=self.min_seeds, warm_iterations=self.warm_iterations)
+        clusterer.run(self._table, order, done, self.stop, seconds=BUDGET * self.every)
+        for reason, count in done.failures.items():
+            self.metrics.failed(f"worker {reason}", count)
 
-    def _chunk(self, done: Refreshed, reader: SeedReader, items: np.ndarray) -> None:
-        table, k = self._table, self._table.counts.shape[1]
-        found = reader.read(id_keys(table.item_ids[items]), done.tick)
-        sizes = np.diff(found.offsets)
-        live = table.live()[items]
-        able = (sizes >= self.min_seeds) & ~found.dominated
-        for warm in (True, False):
-            chosen = np.flatnonzero(able & (live == warm))
-            if not len(chosen):
-                continue
-            inside = np.repeat(np.isin(np.arange(len(items)), chosen), sizes)
-            centroids, counts, _ = self.worker.cluster(
-                found.rows[inside],
-                np.append(0, np.cumsum(sizes[chosen])),
-                k,
-                iterations=self.warm_iterations if warm else LLOYD_ITERATIONS,
-                initial=table.centroids[items[chosen]] if warm else None,
-                weights=None if found.weights is None else found.weights[inside],
-            )
-            table.centroids[items[chosen]], table.counts[items[chosen]] = centroids, counts
-            done.warm, done.cold = done.warm + warm * len(chosen), done.cold + (not warm) * len(chosen)
-        table.embedded[items[~found.dominated]] = sizes[~found.dominated]
-        table.unknown[items] = found.unknown
-        table.clustered[items], table.at[items] = table.seeds[items], done.tick
-        table.waited[items] = table.failed[items] = 0
-        done.unknown_seeds += int(found.unknown.sum())
-        done.dominated += int(found.dominated.sum())
-
-    def _cohort(self, state: State) -> np.ndarray | None:
+    def _cohorts_of(self, state: State) -> np.ndarray | None:
+        """Each user's cohort; read again where the tables were."""
         if self.cohort is None:
             return None
         dataset = self._tables.dataset
@@ -390,12 +297,14 @@ class Refresher:
         return self._cohorts[2]
 
     def _publish(self, done: Refreshed, state: State) -> None:
-        centroids, counts = self._table.served(self.min_seeds)
-        seeds = np.append(self._table.seeds, 0)
-        state = dataclasses.replace(state, centroids=centroids, centroid_counts=counts, seed_counts=seeds)
-        folder = republish_tables(self._models, self._trained, state, name=self._name, verifier=self._verifier)
+        found = self._table.served(state, self.min_seeds)
+        folder = republish_tables(self._models, self._trained, found, name=self._name, verifier=self._verifier)
         done.version = int(folder.name)
         self.metrics.succeeded()
+        similar = self._table.item_ids[self._table.similar(self.min_seeds)]
+        if self._similar is not None:
+            self.metrics.count("new_similar_items_total", int((~similar.isin(self._similar)).sum()))
+        self._similar = similar
         try:
             self._table.save(self._base / TABLE, self._space)
         except OSError as error:  # published it is: a restart clusters more than it had to
@@ -407,5 +316,6 @@ class Refresher:
         found |= {"unknown_seeds": done.unknown_seeds, "unknown_items": done.unknown_items}
         found["oldest_waiting_rounds"] = int(self._table.waited.max(initial=0))
         if done.version is not None:
+            found["similar_items"] = int(self._table.similar(self.min_seeds).sum())
             found["watermark_seconds"] = done.tick / 1000
         return found

@@ -81,13 +81,18 @@ class CentroidTable:
         """Which items have centroids: bool `[items]`."""
         return np.any(self.counts > 0, axis=1)
 
-    def served(self, min_seeds: int) -> tuple[np.ndarray, np.ndarray]:
-        """Centroids `[items + 1, k, h]` and counts of a state: none for an item below `min_seeds`, none for nobody."""
-        has = (self.seeds >= min_seeds) & (self.embedded >= min_seeds) & self.live()
-        centroids = np.zeros((len(has) + 1, *self.centroids.shape[1:]), np.float32)
+    def similar(self, min_seeds: int) -> np.ndarray:
+        """Which items have a similarity: bool `[items]`."""
+        return (self.seeds >= min_seeds) & (self.embedded >= min_seeds) & self.live()
+
+    def served(self, state: State, min_seeds: int) -> State:
+        """A state with the seed counts of all items of the table, and the centroids of those that have a similarity."""
+        has = self.similar(min_seeds)
+        centroids = np.zeros((len(has) + 1, *self.centroids.shape[1:]), np.float32)  # the last row is nobody's
         counts = np.zeros((len(has) + 1, self.counts.shape[1]), np.int64)
         centroids[:-1][has], counts[:-1][has] = self.centroids[has], self.counts[has]
-        return centroids, counts
+        seeds = np.append(self.seeds, 0)
+        return dataclasses.replace(state, centroids=centroids, centroid_counts=counts, seed_counts=seeds)
 
     def order(self, fresh: np.ndarray, min_seeds: int, moved_at: int) -> tuple[np.ndarray, int]:
         """Items to cluster, the most urgent first, and how many of them are dirty.

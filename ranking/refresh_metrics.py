@@ -1,11 +1,14 @@
 """What a refresher tells of itself, as numbers and as Prometheus text."""
 
+import contextlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["RefreshMetrics"]
+__all__ = ["RefreshMetrics", "seed_metrics", "serve_metrics"]
 
 _HELP = {
     "rounds_total": ("counter", "Refreshes that published a version."),
@@ -17,7 +20,9 @@ _HELP = {
     "watermark_seconds": ("gauge", "Events strictly before this moment are in the tables."),
     "dirty_items": ("gauge", "Items whose seeds changed, at the last refresh."),
     "waiting_items": ("gauge", "Of them, those left over for the next one."),
-    "dominated_items": ("gauge", "Items that kept their centroids because too few cohorts of users clicked them."),
+    "similar_items": ("gauge", "Items that have a similarity."),
+    "new_similar_items_total": ("counter", "Items that had none at the refresh before, since the start."),
+    "dominated_items": ("gauge", "Items that kept their centroids: too few cohorts of users, or strangers, clicked."),
     "oldest_waiting_rounds": ("gauge", "Refreshes that the longest waiting item has waited."),
     "unknown_seeds": ("gauge", "Seeds without an embedding among those read at the last refresh."),
     "unknown_items": ("gauge", "Items of the click log that the items table lacks."),
@@ -42,10 +47,10 @@ class RefreshMetrics:
         with self._lock:
             self._counters[name] += by
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, count: int = 1) -> None:
         """Adds to the failures of a reason."""
         with self._lock:
-            self._failures[reason] += 1
+            self._failures[reason] += count
 
     def succeeded(self) -> None:
         """A version was published."""
@@ -85,3 +90,67 @@ class RefreshMetrics:
             else:
                 lines.append(f"{full} {found[name]:.13g}")
         return "\n".join(lines) + "\n"
+
+
+_SEEDS = {
+    "kept": "Seeds in the store.",
+    "items": "Items with a seed.",
+    "bytes": "Bytes of the store.",
+    "offset": "Offset of the log that is applied next.",
+    "effective_latest": "Most seeds kept of an item, as the byte budget leaves it.",
+}
+
+
+def seed_metrics(store: Any) -> str:
+    """A seed store's numbers in Prometheus' text format: `accepted = applied + late + invalid + duplicate`."""
+    lines = []
+    for name in ("accepted", "applied", "late", "invalid", "duplicate"):
+        full = f"seedrank_seeds_{name}_total"
+        lines += [f"# TYPE {full} counter", f"{full} {getattr(store.counts, name)}"]
+    items = store.items()
+    kept = int(store.seed_counts(items).sum())
+    values = (kept, len(items), store.nbytes, store.offset, store.effective_latest)
+    for (name, what), value in zip(_SEEDS.items(), values, strict=True):
+        full = f"seedrank_seeds_{name}"
+        lines += [f"# HELP {full} {what}", f"# TYPE {full} gauge", f"{full} {value}"]
+    return "\n".join(lines) + "\n"
+
+
+@contextlib.contextmanager
+def serve_metrics(text: Callable[[], str], host: str, port: int) -> Iterator[int]:
+    """Answers `GET /metrics` and `GET /healthz` while the block runs.
+
+    Args:
+        text: callable. The metrics.
+        host: str. Address to listen on.
+        port: int. 0 takes a free one.
+
+    Yields:
+        The port.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds that a connection may say nothing
+
+        def do_GET(self) -> None:  # noqa: N802  (the library's name)
+            found = {"/metrics": text, "/healthz": lambda: "ok\n"}.get(self.path.partition("?")[0])
+            body = (found() if found else "not found\n").encode()
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing of requests."""
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -106,13 +106,13 @@ class SeedReader:
         cohorts: np.ndarray | None,
         max_share: float,
     ) -> None:
-        self._store, self._newest, self._cohorts, self._max_share = store, newest, cohorts, max_share
+        self._store, self.newest, self._cohorts, self._max_share = store, newest, cohorts, max_share
         self._keys = pd.Index(id_keys(user_ids))
         self._usable = np.append(usable, False)
 
     def read(self, keys: np.ndarray, tick: int) -> SeedRows:
         """The seeds of some items by events strictly before a tick."""
-        offsets, users, times = self._store.seeds(keys, newest=self._newest)
+        offsets, users, times = self._store.seeds(keys, newest=self.newest)
         item = np.repeat(np.arange(len(keys)), np.diff(offsets))
         row = self._keys.get_indexer(pd.Index(users))
         past = times < tick

@@ -89,7 +89,7 @@ class LiveTables:
 
     Attributes:
         embedded: int. Users whose vectors the last call of `at` made; new_users: int, those it met first.
-        moved_at: int. The last tick at which the vector of a user changed that had one before.
+        moved_at: int. The last tick at which a user was found to have another vector than before, or than in the run.
 
     Raises:
         UserError: the dataset has ordinal times, declares other features than the run's, or cannot be read.
@@ -182,7 +182,9 @@ class LiveTables:
         anew = np.flatnonzero(~same)
         vectors[anew] = in_batches(self._representation, gather(inputs, anew))
         self.embedded = len(anew) - 1  # but for nobody
-        if (~same & (old >= 0)).any():
+        before, was = (self._ids, self._vectors) if len(self._ids) else (self._met, self.run.state.user_vectors)
+        place = np.append(before.get_indexer(ids), -1)[anew]
+        if (np.abs(vectors[anew] - was[place])[place >= 0] > 1e-5).any():
             self.moved_at = tick
         self._ids, self._inputs, self._vectors = ids, inputs, vectors
         return vectors

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,11 +133,9 @@ class ClusterWorker:
         timer = threading.Timer(seconds, end)
         timer.start()
         try:
-            for array in arrays:
-                write_array(process.stdin, array, allow_pickle=False)
-            process.stdin.flush()
+            _send(process.stdin, arrays)
             status = process.stdout.read(1)
-            found = [read_array(process.stdout, allow_pickle=False) for _ in range(ANSWERS.get(status, 0))]
+            found = _receive(process.stdout, ANSWERS.get(status, 0))
         except (OSError, ValueError, EOFError):  # it ended on the way
             status = b""
         finally:
@@ -145,6 +144,8 @@ class ClusterWorker:
             raise WorkerFailed("error", bytes(found[0]).decode(errors="replace"))
         if status in ANSWERS:
             return found
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its own end says more than ours
+            process.wait(1)
         self._stop()
         self._start()
         if late.is_set():
@@ -185,6 +186,23 @@ def _memory_file() -> IO[bytes]:
     return tempfile.TemporaryFile()  # noqa: SIM115  (it is the caller's)
 
 
+class _Pipe:
+    """A stream's methods and no more: numpy takes a stream with a number for a file on a disk, and seeks in it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.read, self.write = stream.read, stream.write
+
+
+def _send(stream: IO[bytes], arrays: Sequence[np.ndarray]) -> None:
+    for array in arrays:
+        write_array(_Pipe(stream), array, allow_pickle=False)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes], count: int) -> list[np.ndarray]:
+    return [read_array(_Pipe(stream), allow_pickle=False) for _ in range(count)]
+
+
 def main() -> None:
     """The process: reads calls from its standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it lets the step in hand end
@@ -196,10 +214,10 @@ def main() -> None:
     from lookalike.clustering import cluster  # noqa: F401  (imported ahead: the first call has a deadline)
 
     answers.write(b".")
-    answers.flush()
+    _send(answers, [])
     while True:
         try:
-            settings, rows, offsets, initial, weights = (read_array(sys.stdin.buffer) for _ in range(5))
+            settings, rows, offsets, initial, weights = _receive(sys.stdin.buffer, 5)
         except (ValueError, EOFError):
             return
         found: tuple[np.ndarray, ...]
@@ -210,9 +228,7 @@ def main() -> None:
             text = f"{type(error).__name__}: {error}".encode()[:1000]
             found = (np.frombuffer(text, np.uint8),)
             answers.write(b"-")
-        for array in found:
-            write_array(answers, array)
-        answers.flush()
+        _send(answers, found)
 
 
 def _clustered(
