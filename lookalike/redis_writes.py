@@ -1,6 +1,7 @@
 """How a batch of events is read for, settled and written on the server: the writing half of the shared seed store."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from lookalike.clicklog import CLICK, ERASED, FORGET, UNCLICK, Batch
 from lookalike.redis_changes import Entries, Events, Settled, distinct_pairs, settle
 from lookalike.redis_ledger import Numbers, Plan
-from lookalike.redis_link import Commands, Session
+from lookalike.redis_link import Commands, Session, WrongAnswer
 from lookalike.redis_wire import (
     item_key,
     keys_from,
@@ -21,7 +22,7 @@ from lookalike.seeds import EARLIEST, LATEST
 
 __all__ = ["Writes"]
 
-_SLICE = 5_000  # items asked for at once where all are looked through
+_SLICE = 20_000  # entries asked for at once where all items are looked through
 
 
 @dataclass
@@ -166,10 +167,9 @@ class Writes:
         items = _Items(
             keys, bounds, numbers_from(replies[0], len(keys)), numbers_from(replies[1], len(keys)).astype(bool)
         )
-        known = [
-            numbers_from(reply, stop - start) for reply, (_, start, stop) in zip(replies[2:], items.spans, strict=True)
-        ]
-        known_time = np.concatenate([np.empty(0, np.int64), *known])
+        known_time = _flat(
+            [(reply, stop - start) for reply, (_, start, stop) in zip(replies[2:], items.spans, strict=True)]
+        )
         removed, floor_time, floor_user = self._read_rest(session, numbers, items, packed)
         entries = Entries(pair_item, pair_user, known_time, removed, floor_time, floor_user, users, forgotten)
         return Events(user, pair, time, kind), entries, items
@@ -207,8 +207,9 @@ class Writes:
         """All entries of some users on any item: items `[m]`, users `[m]`, times `[m]`."""
         found: list[tuple[NDArray, NDArray, NDArray]] = []
         packed, start = members_packed(users), 0
+        items = max(1, _SLICE // max(1, len(users)))  # of one request: what it sends and gets stays small
         while len(users):
-            members = session.ask_one(b"ZRANGE", self.sizes, start, start + _SLICE - 1)
+            members = session.ask_one(b"ZRANGE", self.sizes, start, start + items - 1)
             keys = keys_from(members if isinstance(members, list) else [None])
             commands = Commands()
             for key in keys.tolist():
@@ -217,8 +218,8 @@ class Writes:
                 times = numbers_from(reply, len(users))
                 there = times > 0
                 found.append((np.full(int(there.sum()), key), users[there], times[there]))
-            start += _SLICE
-            if len(keys) < _SLICE:
+            start += items
+            if len(keys) < items:
                 break
         empty = np.empty(0, np.int64)
         columns = [np.concatenate([empty, *column]) for column in zip(*found, strict=True)] or [empty] * 3
@@ -232,26 +233,27 @@ class Writes:
         gone, back = settled.removed & ~entries.removed, entries.removed & ~settled.removed
         seen = (newer | gone) & (~entries.removed & (entries.time > 0) | ~settled.removed)
         starts = items.bounds[:-1]
-        added, seeds_changed = (
-            np.add.reduceat(flags, starts) if len(starts) else np.empty(0, np.int64)
-            for flags in ((newer & (entries.time == 0)).astype(np.int64), seen.astype(np.int64))
-        )
+        fresh = newer & (entries.time == 0)
+        added, seeds_changed = (_per_item(flags, starts) for flags in (fresh, seen))
         over = items.sizes + added > n
         sizes = np.where(over, n, items.sizes + added)
-        commands = Commands()
-        scored = scored_packed(settled.time, entries.user)
-        zeros, plain = scored_packed(np.ones_like(settled.time), entries.user), members_packed(entries.user)
-        removals = []
-        for number, (key, start, stop) in enumerate(items.spans):
+        scored, plain = scored_packed(settled.time, entries.user), members_packed(entries.user)
+        ones = scored_packed(np.ones_like(settled.time), entries.user)
+        rows, gone_rows = _chosen(scored, newer, starts), _chosen(ones, gone, starts)
+        back_rows = _chosen(plain, back, starts)
+        commands, removals = Commands(), []
+        for key, cut, ever, row, gone_row, back_row in zip(
+            items.keys.tolist(), over.tolist(), items.removals.tolist(), rows, gone_rows, back_rows, strict=True
+        ):
             name, removed_name = item_key(self.clicks, key), item_key(self.removed, key)
-            self._rows(commands, (b"ZADD", name, b"GT"), scored[start:stop][newer[start:stop]], 2)
-            if gone[start:stop].any():
+            self._rows(commands, (b"ZADD", name, b"GT"), row, 2)
+            self._rows(commands, (b"ZADD", removed_name), gone_row, 2)
+            self._rows(commands, (b"ZREM", removed_name), back_row, 1)
+            if len(gone_row):
                 removals.append(key)
-                self._rows(commands, (b"ZADD", removed_name), zeros[start:stop][gone[start:stop]], 2)
-            self._rows(commands, (b"ZREM", removed_name), plain[start:stop][back[start:stop]], 1)
-            if over[number]:
+            if cut:
                 commands.add(b"ZREMRANGEBYRANK", name, 0, -n - 1)
-                if items.removals[number] or (removals and removals[-1] == key):
+                if ever or len(gone_row):
                     self._drop_orphans(commands, key)
         touched = over | (seeds_changed > 0)
         resized = sizes != items.sizes
@@ -293,3 +295,23 @@ class Writes:
         commands = Commands()
         self._ask_members(commands, b"ZMSCORE", name, members_packed(keys), 0, len(keys))
         return numbers_from(session.ask(commands)[0], len(keys))
+
+
+def _per_item(flags: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many rows of each item are flagged."""
+    return np.add.reduceat(flags.astype(np.int64), starts) if len(starts) else np.empty(0, np.int64)
+
+
+def _chosen(packed: NDArray[np.uint8], flags: NDArray[np.bool_], starts: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """The flagged rows of each item."""
+    ends = np.cumsum(_per_item(flags, starts)).tolist()
+    chosen = packed[flags]
+    return [chosen[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def _flat(replies: list[Any], counts: list[int]) -> NDArray[np.int64]:
+    """The scores of several replies, of known lengths, one after the other."""
+    if not all(isinstance(reply, list) and len(reply) == count for reply, count in zip(replies, counts, strict=True)):
+        raise WrongAnswer("another number of scores than was asked for")
+    together = [score for reply in replies for score in reply]
+    return numbers_from(together, len(together))
