@@ -74,11 +74,11 @@ def ingest(
     Ctrl-C and SIGTERM end it: what has come is answered, then exit code 0.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+    users, items = _id_kinds(log, data, user_ids, item_ids)
     quiet()  # the click log's package imports TensorFlow
     from ranking.ingest import Ingest, read_token
 
     token = read_token(token_file) if token_file else None
-    users, items = _id_kinds(log, data, user_ids, item_ids)
     screen = Console(stderr=True)
     service = Ingest(
         log,

@@ -17,7 +17,7 @@ from ranking.errors import UserError
 __all__ = ["FIELDS", "ClickFormat", "Clicks", "WrongClick"]
 
 FIELDS = ("user_id", "item_id", "time", "kind")
-KINDS = {"click": CLICK, "unclick": UNCLICK}
+KINDS = {None: CLICK, "click": CLICK, "unclick": UNCLICK}
 LONGEST_ID = 256  # characters
 SHOWN = 60  # characters of a wrong value in a message
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,7 +31,6 @@ _RULES = {
     "time": "should be whole milliseconds since 1970, or ISO 8601 with its zone, and lie from 2000 to 2099",
     "kind": 'should be "click" or "unclick"',
 }
-_NOT_AN_OBJECT = "should be one JSON object on one line"
 
 
 class WrongClick(UserError):
@@ -95,14 +94,17 @@ class ClickFormat:
             WrongClick: the first that is wrong.
         """
         body = body.rstrip(b" \t\r\n")
-        columns, lines = _all_at_once(body), None
+        columns, lines, broken = _all_at_once(body), None, None
         if columns is None:
-            rows, lines = _line_by_line(body)
+            rows, lines, broken = _line_by_line(body)
             if len(rows) == 1 and isinstance(rows[0].get("user_id"), list):
                 columns, lines = _columnar(rows[0], lines[0]), None
             else:
                 columns = {field: [row.get(field) for row in rows] for field in FIELDS}
-        return self._checked(columns, lines, now)
+        clicks = self._checked(columns, lines, now)
+        if broken is not None:  # and no value before that line
+            raise broken
+        return clicks
 
     def from_csv(self, block: bytes, header: Sequence[str], *, now: int | None = None) -> Clicks:
         """Clicks of CSV lines.
@@ -207,26 +209,36 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _line_by_line(body: bytes) -> tuple[list[dict[str, Any]], list[int]]:
-    """Rows, and the number of the line of each."""
-    rows, lines = [], []
+def _line_by_line(body: bytes) -> tuple[list[dict[str, Any]], list[int], WrongClick | None]:
+    """Rows to the first line that is none, the number of the line of each, and what is wrong with that one."""
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     for number, line in enumerate(body.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode(), object_pairs_hook=_object)
-        except _Twice:
-            raise WrongClick(number, None, "should have each field once", line) from None
-        except (ValueError, RecursionError):
-            raise WrongClick(number, None, _NOT_AN_OBJECT, line) from None
-        if not isinstance(row, dict):
-            raise WrongClick(number, None, _NOT_AN_OBJECT, line)
-        unknown = [field for field in row if field not in FIELDS]
-        if unknown:
-            raise WrongClick(number, None, f"should have no other fields than {', '.join(FIELDS)}", unknown[0])
+            row = _row(line)
+        except ValueError as error:
+            return rows, lines, WrongClick(number, None, *error.args)
         rows.append(row)
         lines.append(number)
-    return rows, lines
+    return rows, lines, None
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """ValueError with the rule, and what was received, where a line is not one object of the known fields."""
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=_object)
+    except _Twice:
+        raise ValueError("should have each field once", line.strip()) from None
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError("should be one JSON object on one line", line.strip())
+    unknown = [field for field in row if field not in FIELDS]
+    if unknown:
+        raise ValueError(f"should have no other fields than {', '.join(FIELDS)}", unknown[0])
+    return row
 
 
 def _columnar(row: Mapping[str, Any], line: int) -> dict[str, list[Any]]:
@@ -270,7 +282,10 @@ def _time_column(values: list[Any], now: int | None) -> NDArray[np.int64] | None
 
 
 def _kind_column(values: list[Any], now: int | None) -> NDArray[np.uint8] | None:
-    return np.zeros(len(values), np.uint8) if values.count(None) == len(values) else None
+    try:
+        return np.array([KINDS[value] for value in values], np.uint8)
+    except (KeyError, TypeError):
+        return None
 
 
 # One value: ValueError or OverflowError where it is wrong.
@@ -301,9 +316,7 @@ def _time_value(value: Any, now: int | None) -> int:
 
 
 def _kind_value(value: Any, now: int | None) -> int:
-    if value is None:
-        return CLICK
-    if not isinstance(value, str) or value not in KINDS:
+    if not isinstance(value, str | None) or value not in KINDS:
         raise ValueError
     return KINDS[value]
 

@@ -20,11 +20,14 @@ from ranking.ingest_clicks import ClickFormat, WrongClick
 from ranking.ingest_log import LogNotWritable, LogWriter
 from ranking.ingest_metrics import IngestMetrics
 from serving.errors import RequestError
+from serving.server.admission import MAX_REQUEST_BYTES
 from serving.server.body import Bodies, BodyRefused, unpacked
 
 __all__ = ["IngestHttp"]
 
 _logger = logging.getLogger("ranking.ingest")
+_protocol_logger = logging.getLogger("ranking.ingest.protocol")  # it would quote what clients send
+_protocol_logger.disabled = True
 MOST_CLICKS = 100_000  # of one request
 HELD_BYTES = 64 << 20  # of bodies that are whole and not answered
 HELD_REQUESTS = 256
@@ -107,6 +110,7 @@ class IngestHttp:
         runner = web.AppRunner(
             application,
             access_log=None,
+            logger=_protocol_logger,
             handle_signals=False,
             shutdown_timeout=5.0,
             keepalive_timeout=IDLE_SECONDS,
@@ -124,6 +128,8 @@ class IngestHttp:
             self._ready.set()
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        left = asyncio.all_tasks(self._loop)  # connections that were told to end
+        self._loop.run_until_complete(asyncio.wait(left, timeout=1.0) if left else asyncio.sleep(0))
         self._loop.close()
 
     async def _handle(self, request: web.Request) -> web.Response:
@@ -212,8 +218,12 @@ class IngestHttp:
         """Runs `work` on a request's body, within the room there is."""
         if "Origin" in request.headers:  # else any page that is open in a browser on this machine could send clicks
             raise _Refused(403, "Requests of web pages are not taken.")
-        self._find_room(request.content_length or 0)
-        body = await self._bodies.read(request)
+        declared = request.content_length or 0
+        self._find_room(declared if declared <= MAX_REQUEST_BYTES else 0)
+        try:
+            body = await self._bodies.read(request)
+        except ConnectionError:
+            raise _Refused(400, "The connection ended before the body did.") from None
         self._find_room(len(body))
         self._held_bytes += len(body)
         self._held_requests += 1
