@@ -167,9 +167,7 @@ class Writes:
         items = _Items(
             keys, bounds, numbers_from(replies[0], len(keys)), numbers_from(replies[1], len(keys)).astype(bool)
         )
-        known_time = _flat(
-            [(reply, stop - start) for reply, (_, start, stop) in zip(replies[2:], items.spans, strict=True)]
-        )
+        known_time = _flat(replies[2:], np.diff(bounds).tolist())
         removed, floor_time, floor_user = self._read_rest(session, numbers, items, packed)
         entries = Entries(pair_item, pair_user, known_time, removed, floor_time, floor_user, users, forgotten)
         return Events(user, pair, time, kind), entries, items
