@@ -152,12 +152,11 @@ def open_store(
         try:
             store.adapt(**settings)
         except ValueError as error:
-            if log.start > 0 and not accept_loss:
+            if log.start > 0:
                 raise SnapshotError(
                     f"{snapshots.folder}: {error} The log has lost the events before {log.start}: keep the settings."
                 ) from error
-            if log.start == 0:
-                store = None
+            store = None
     if store is None:
         store = SeedStore(**settings)
     if store.offset < log.start:
