@@ -8,8 +8,10 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from lookalike.clicklog import ClickLog
 from lookalike.clustering import cluster
 from lookalike.scorer import Scorer
 from lookalike.seeds import SeedStore
+from lookalike.snapshots import SnapshotError, Snapshots, catch_up, open_store, state_of
 from ranking.ingest import Ingest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,15 +30,14 @@ DAY = 86_400_000
 START = 1_740_960_000_000  # 2025-03-03
 
 
-def clicks(first: int, last: int, *, users: int = 1000, items: int = 20) -> tuple[np.ndarray, ...]:
+def clicks(first: int, last: int, *, users: int = 100_003, items: int = 20) -> tuple[np.ndarray, ...]:
     """Users, items and times of clicks number `first` to `last`."""
     number = np.arange(first, last)
     return number * 7919 % users, number * 104_729 % items, START + 10 * number
 
 
 def follow(log: ClickLog, store: SeedStore) -> SeedStore:
-    for batch in log.read(store.offset):
-        store.apply(batch)
+    catch_up(store, log)
     return store
 
 
@@ -226,15 +228,159 @@ def test_small_disk_full_then_read_only(tmp_path):
     assert told["at last"] == told["read"] + 500
 
 
-def test_read_only_folder(tmp_path):
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.getuid() and path.is_relative_to("/tmp") and path != Path("/tmp"):
-            path.chmod(0o755)  # for the user that root becomes
-    told = alone(READ_ONLY_FOLDER, tmp_path)
+def test_read_only_folder():
+    with tempfile.TemporaryDirectory() as folder:  # not below pytest's own, which is root's alone
+        Path(folder).chmod(0o755)
+        told = alone(READ_ONLY_FOLDER, Path(folder))
     assert told["next segment"].startswith(f"{errno.EACCES} ")
     assert told["end"] % 500 == 0 and told["read"] == told["end"] >= 500
     assert told["another writer"]
     assert told["at last"] >= told["end"] + 5000 and told["damage"] == 0
+
+
+def test_snapshot_on_a_full_disk(tmp_path):
+    """The one before stays, the store goes on, the next one is good."""
+    snapshots = Snapshots(tmp_path / "snapshots")
+    with ClickLog(tmp_path / "log") as log:
+        log.append(*clicks(0, 3000))
+        store = open_store(log, snapshots)
+        before = [snapshots.save(store)]
+        log.append(*clicks(3000, 30_000))
+        catch_up(store, log)
+        with files_end_at(50_000), pytest.raises(OSError):
+            snapshots.save(store)
+        assert snapshots.paths() == before and len([*snapshots.folder.iterdir()]) == 1  # nothing else lies around
+        same_seeds(open_store(log, snapshots), store)
+        assert snapshots.save(store) in snapshots.paths()
+        same_seeds(snapshots.load(), store)
+
+
+# Snapshots.
+
+
+@pytest.fixture
+def saved(tmp_path) -> Iterator[tuple[ClickLog, Snapshots, SeedStore]]:
+    """A log of 3,000 clicks in several segments, snapshots at 1,000 and 2,000, and the store as it should be."""
+    snapshots = Snapshots(tmp_path / "snapshots")
+    with ClickLog(tmp_path / "log", segment_bytes=5000) as log:
+        store = open_store(log, snapshots)
+        for first in (0, 1000, 2000):
+            for low in range(first, first + 1000, 100):
+                log.append(*clicks(low, low + 100))
+            catch_up(store, log)
+            if first < 2000:
+                snapshots.save(store)
+        yield log, snapshots, store
+
+
+DAMAGES = {
+    "first byte": lambda data: b"\x00" + data[1:],
+    "a bit in the middle": lambda data: data[:9000] + bytes([data[9000] ^ 4]) + data[9001:],
+    "a bit of the offset": lambda data: data.replace(b'"offset": 2000', b'"offset": 2001'),
+    "last byte": lambda data: data[:-1] + bytes([data[-1] ^ 128]),
+    "half": lambda data: data[: len(data) // 2],
+    "a byte short": lambda data: data[:-1],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "twice": lambda data: data + data,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_corrupt_newest_snapshot(saved, damage):
+    """The one before and a longer replay; the damaged file is set aside and said."""
+    log, snapshots, store = saved
+    newest, before = snapshots.paths()
+    data = newest.read_bytes()
+    assert (changed := DAMAGES[damage](data)) != data
+    newest.write_bytes(changed)
+    again = Snapshots(snapshots.folder)
+    found = open_store(log, again)
+    same_seeds(found, store)
+    assert found.counts == store.counts and found.offset == 3000
+    assert len(again.damaged) == 1 and again.damaged[0].read_bytes() == changed
+    assert again.paths() == [before]
+    assert state_of(again.save(found)) == state_of(again.save(store))
+
+
+def test_every_snapshot_corrupt(saved):
+    """All from the log, while the log has all; else it is not started in silence with less."""
+    log, snapshots, store = saved
+    for path in snapshots.paths():
+        path.write_bytes(path.read_bytes()[:-5])
+    copies = {path: path.read_bytes() for path in snapshots.paths()}
+    same_seeds(open_store(log, Snapshots(snapshots.folder)), store)
+    for path, data in copies.items():
+        path.write_bytes(data)
+    log.retain(1500)
+    assert 0 < log.start <= 1500
+    with pytest.raises(SnapshotError, match="the events between are gone"):
+        open_store(log, Snapshots(snapshots.folder))
+    rest = open_store(log, Snapshots(snapshots.folder), accept_loss=True)
+    assert rest.counts.accepted == 3000 - log.start and rest.offset == 3000
+
+
+def test_log_behind_retention(saved):
+    """Retention may go as far as the oldest snapshot that should be of use, and no further."""
+    log, snapshots, store = saved
+    newest, before = snapshots.paths()
+    log.retain(2000)
+    assert 1000 < log.start <= 2000
+    same_seeds(open_store(log, snapshots), store)
+    newest.write_bytes(b"")
+    with pytest.raises(SnapshotError, match=rf"begins at offset {log.start} .* ends at 1000"):
+        open_store(log, Snapshots(snapshots.folder))
+
+
+def test_snapshot_ahead_of_the_log(saved, tmp_path):
+    """A log brought back from a backup has lost what was acknowledged since: that is for a person to decide."""
+    log, snapshots, _ = saved
+    backup = tmp_path / "backup"
+    shutil.copytree(log.folder, backup)
+    for path in sorted(backup.glob("*.clicks"))[2:]:
+        path.unlink()
+    (backup / "durable").unlink()
+    with ClickLog(backup) as old:
+        assert 0 < old.end < 2000
+        with pytest.raises(SnapshotError, match=f"offset 2000, ahead of {backup}, which ends at {old.end}"):
+            open_store(old, snapshots)
+    assert len(snapshots.paths()) == 2  # nothing was touched
+
+
+def test_snapshots_of_another_log(saved, tmp_path):
+    with ClickLog(tmp_path / "other") as log:
+        log.append(*clicks(0, 5000))
+        with pytest.raises(SnapshotError, match="another log"):
+            open_store(log, saved[1])
+
+
+# Delivery.
+
+
+def test_shuffled_repeated_interleaved_delivery(tmp_path):
+    """The same events from four producers at once, in another order, a third of them twice: the same bytes."""
+    rng = np.random.default_rng(4)
+    count = 40_000
+    user, item = rng.integers(3000, size=count), (60 * rng.random(count) ** 2).astype(int)
+    time, kind = START + rng.integers(DAY, size=count), rng.choice([0, 1, 2], size=count, p=[0.95, 0.045, 0.005])
+    order = rng.permutation(np.append(np.arange(count), rng.integers(count, size=count // 3)))
+    settings = {"latest": 800, "byte_budget": 16 * 20_000}
+    states = []
+    with ClickLog(tmp_path / "once") as log:
+        log.append(user, item, time, kind)
+        store = open_store(log, Snapshots(tmp_path / "1"), **settings)
+        assert store.effective_latest < 800
+        states.append(state_of(Snapshots(tmp_path / "1").save(store)))
+    with ClickLog(tmp_path / "many") as log, ThreadPoolExecutor(4) as pool:
+
+        def send(part: np.ndarray) -> None:
+            log.append(user[part], item[part], time[part], kind[part])
+
+        [*pool.map(send, np.array_split(order, 300))]
+        store = open_store(log, Snapshots(tmp_path / "2"), **settings)
+        assert store.counts.accepted == len(order)
+        states.append(state_of(Snapshots(tmp_path / "2").save(store)))
+    assert states[0] == states[1]
 
 
 # Clocks.
