@@ -29,8 +29,8 @@ class Counts:
         accepted: int. Events at or above the store's offset when they came; an erased event is none.
         applied: int. It told something new: a click (or its taking back) later than what was known of the user and
             the item, or a FORGET later than the user's last.
-        late: int. It came too late to count: older than the oldest entry of a full item, or a click that had been taken
-            back or forgotten before it came.
+        late: int. It came too late to count: a click that had been taken back or forgotten before it came, or an event
+            older than all that a full item kept when it was last cut (at an eighth above `n`, or when it is read).
         invalid: int. Of no kind, or its time is before 2000, from 2100 on, or more than `future_seconds` after the log
             received it.
         duplicate: int. Known already: of the same user and item (for FORGET: of the user) with a time not newer than
