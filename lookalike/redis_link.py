@@ -1,9 +1,11 @@
 """A connection to Redis or Valkey: deadlines, bounded tries, a rest when the server is down, no secrets in messages."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,7 +40,8 @@ def place_of(url: str) -> str:
             "`url` should start with redis://, rediss:// or unix://, with the password percent-encoded. "
             "Received: another one."
         )
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+    path = parts.path if parts.scheme == "unix" or parts.path.strip("/").isdigit() else ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{path}"
 
 
 class Commands:
@@ -153,18 +156,22 @@ class Link:
         self._deadline, self._retries, self._rest, self._rest_until = deadline, retries, rest, 0.0
         self._reason = ""
         try:
-            self._pool = redis.ConnectionPool.from_url(url)
+            pool = redis.ConnectionPool.from_url(url)
         except ValueError as error:
             raise ValueError(f"`url` should be a URL that redis-py reads, {self.place} is not.") from error
-        # After from_url, for the options of a URL go before the arguments there.
-        self._pool.connection_kwargs.update(
-            protocol=2,
-            decode_responses=False,
-            socket_timeout=deadline,
-            socket_connect_timeout=deadline,
-            health_check_interval=0,
-            retry=Retry(NoBackoff(), 0),
-        )
+        # Not handed to from_url: the options of a URL go before the arguments there.
+        settings = pool.connection_kwargs | {
+            "protocol": 2,
+            "decode_responses": False,
+            "socket_timeout": deadline,
+            "socket_connect_timeout": deadline,
+            "health_check_interval": 0,
+            "driver_info": None,  # no CLIENT SETINFO, for which the user needs no right
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self._new = partial(pool.connection_class, **settings)
+        self._free: list[Any] = []
+        self._process = os.getpid()
 
     def run(self, work: Callable[[Session], T]) -> T:
         """What `work` returns. It may be called several times.
@@ -195,7 +202,8 @@ class Link:
 
     def close(self) -> None:
         """Closes the connections. A later call opens new ones."""
-        self._pool.disconnect()
+        while self._free:
+            self._free.pop().disconnect()
 
     def _failed(self, reason: str) -> StoreUnavailable:
         self._reason, self._rest_until = reason, time.monotonic() + self._rest
@@ -203,18 +211,22 @@ class Link:
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
-        connection = self._pool.get_connection()
+        if self._process != os.getpid():  # after a fork the connections are the parent's
+            self._process, self._free = os.getpid(), []
+        try:
+            connection = self._free.pop()
+        except IndexError:
+            connection = self._new()  # it connects with the first command, within its deadline
         try:
             yield Session(connection, self._deadline)
         except BaseException:
             # Replies may be outstanding and keys watched: nobody should get this connection next.
             connection.disconnect()
             raise
-        finally:
-            self._pool.release(connection)
+        self._free.append(connection)
 
 
 def _words(error: Exception) -> str:
     """What an error says, short, on one line, without control characters."""
     text = " ".join(str(error).split())[:200]
-    return text.encode("ascii", "backslashreplace").decode().strip(".") or type(error).__name__
+    return text.encode("unicode_escape").decode().strip(".") or type(error).__name__

@@ -24,7 +24,6 @@ T = TypeVar("T")
 SEED_BYTES = 16
 _CHUNK = 20_000  # events of one transaction
 _CUT = 20_000  # items cut in one transaction
-_MOST = 10_000_000
 
 
 class RedisSeedStore:
@@ -81,8 +80,8 @@ class RedisSeedStore:
         deadline: float = 5.0,
         copy_bytes: int = 268_435_456,
     ) -> None:
-        if not 1 <= latest <= _MOST:
-            raise ValueError(f"`latest` should be from 1 to {_MOST}. Received: latest={latest}.")
+        if not 1 <= latest <= 2**30:
+            raise ValueError(f"`latest` should be from 1 to 2**30. Received: latest={latest}.")
         if byte_budget is not None and byte_budget < SEED_BYTES:
             raise ValueError(f"`byte_budget` should be at least {SEED_BYTES}. Received: byte_budget={byte_budget}.")
         if future_seconds < 0:

@@ -1,0 +1,99 @@
+"""Servers for the tests of what speaks to Redis: a real one on a socket of its own, and one that answers as told."""
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from lookalike.seeds_redis import RedisSeedStore
+
+BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
+
+
+def needed():
+    """The package redis, or a skip that says what is missing."""
+    if BINARY is None:
+        pytest.skip("no redis-server or valkey-server on the PATH")
+    return pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+
+class Server:
+    """A real server in a folder; it keeps an append-only file, so that it comes back with what it had."""
+
+    def __init__(self, folder, *arguments, port=0):
+        self.folder, self.socket, self.arguments, self.port = folder, folder / "s", arguments, port
+        self.process = None
+        self.start()
+
+    def start(self):
+        settings = ["--port", str(self.port), "--unixsocket", self.socket, "--save", "", "--appendonly", "yes"]
+        command = [BINARY, *settings, "--bind", "127.0.0.1", "--dir", self.folder, "--logfile", self.folder / "log"]
+        self.process = subprocess.Popen([*map(str, command), *map(str, self.arguments)])
+        for _ in range(1000):
+            with contextlib.suppress(Exception):
+                return self.admin().ping()
+            time.sleep(0.01)
+        raise RuntimeError((self.folder / "log").read_text())
+
+    def admin(self):
+        import redis
+
+        return redis.Redis(unix_socket_path=str(self.socket), protocol=2)
+
+    def url(self, user=None, password=None):
+        return f"unix://{user}:{password}@{self.socket}" if user else f"unix://{self.socket}"
+
+    def stop(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(20)
+
+    @contextlib.contextmanager
+    def frozen(self):
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
+def allow(admin, text=RedisSeedStore.__doc__, **names):
+    """Makes the user of an `ACL SETUSER` line in a docstring; the user and password."""
+    line = " ".join(re.search(r"ACL SETUSER (.*?)\n\n", text, re.DOTALL)[1].split())
+    for old, new in names.items():
+        line = line.replace(old, new)
+    admin.execute_command("ACL", "SETUSER", *line.replace(">PASSWORD", ">s3cret/x").split())
+    return line.split()[0], "s3cret%2Fx"
+
+
+class Fake:
+    """A server that hands each connection to a function `talk(socket, number)`."""
+
+    def __init__(self, talk):
+        self.talk, self.connections = talk, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://app:hidden@127.0.0.1:{self.listener.getsockname()[1]}/0"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                self.connections += 1
+                threading.Thread(target=self.serve, args=(connection, self.connections), daemon=True).start()
+
+    def serve(self, connection, number):
+        with contextlib.suppress(OSError), connection:
+            connection.recv(65536)  # AUTH
+            connection.sendall(b"+OK\r\n")
+            self.talk(connection, number)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
