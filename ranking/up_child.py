@@ -5,13 +5,17 @@ import signal
 import threading
 import time
 
-__all__ = ["main"]
+__all__ = ["end_with_parent", "main"]
 
 GRACE = 150.0  # seconds to end by itself, without a parent that would see to it
 
 
-def _end_with_parent() -> None:
-    """Waits for the end of standard input, which the parent holds open as long as it lives."""
+def end_with_parent() -> None:
+    """Sends this process SIGTERM when standard input ends, which the parent holds open as long as it lives."""
+    threading.Thread(target=_wait, daemon=True).start()
+
+
+def _wait() -> None:
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -21,7 +25,7 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """`python -m ranking.up_child COMMAND ARGUMENT ...` is `seedrank COMMAND ARGUMENT ...`."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     from ranking.cli import main as command
 
     command()

@@ -29,7 +29,7 @@ class Task:
 
     Args:
         name: str.
-        words: sequence of str. A command of `seedrank` and its arguments.
+        words: sequence of str. Arguments of the Python interpreter.
         ready: callable. Whether it does its work; asked by `look` until it says so.
         grace: float, seconds. What it has to end by itself when it is told to. Defaults to `30.0`.
         lasting: bool. Whether it should run until it is ended: one that is not ends by itself, with status 0. Defaults
@@ -82,7 +82,7 @@ class Supervisor:
 
     A child that dies is started again after a pause: one second, then two, up to half a minute. One that refuses its
     arguments (status 2) before it ever worked would do so again: that ends everything. Children do not outlive this
-    process, however it ends: each holds the reading end of a pipe, and ends in good order when the pipe does
+    process, however it ends: each has a pipe as standard input, and ends in good order when the pipe does
     (`ranking.up_child`). A terminal's Ctrl-C reaches this process only, which ends them in the order of the tasks.
 
     Args:
@@ -158,7 +158,7 @@ class Supervisor:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         environment["PYTHONUNBUFFERED"] = "1"
         child._process = subprocess.Popen(
-            [sys.executable, "-m", "ranking.up_child", *child.task.words],
+            [sys.executable, *child.task.words],
             env=environment,
             stdin=subprocess.PIPE,  # never written to: its end tells the child that this process is gone
             stdout=subprocess.PIPE,
