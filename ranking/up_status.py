@@ -72,8 +72,8 @@ class Watch:
 
     Args:
         urls: dict. `"ingest"`, `"refresh"`, `"server"` -> where its metrics are.
-        now: callable. The moment that ages are counted to, ms. Defaults to the clock.
-        reader: callable from a URL to a Reading or `None`. Defaults to `ranking.up_metrics.read`.
+        now: callable. The moment that ages are counted to, ms. Defaults to the system's.
+        reader: callable from a URL to a Reading or `None`. Defaults to one that asks over HTTP.
     """
 
     def __init__(
