@@ -26,7 +26,8 @@ from ranking.republish import republish_tables
 from ranking.run import Run
 from ranking.state import State, in_batches
 from serving.pin import pinned
-from serving.publish import version_content, version_folders, versions
+from serving.publish import version_content
+from serving.retention import live_version, version_folders
 from serving.verifier import Verifier
 
 __all__ = ["PRODUCTION_SEEDS", "Refreshed", "Refresher"]
@@ -207,19 +208,20 @@ class Refresher:
 
     def _live(self) -> int:
         """The watermark of the live version, which has to be of the run."""
-        found = versions(self._base)
-        if not found:
+        newest = live_version(self._base)
+        if newest is None:
             raise no_version(self._base)
-        content = version_content(version_folders(self._base)[found[-1]])
+        folder = version_folders(self._base)[newest]
+        content = version_content(folder)
         for what, mine, its in (
             ("embedding space", self._space, content.facts.get("embedding_space_id")),
             ("parameters", self._trained.info["parameters_hash"], content.hashes.get("parameters")),
         ):
             if mine != its:
                 raise UserError(
-                    f"the {what} of the run {self._trained.path} should be that of {self._base / str(found[-1])}, "
-                    f"{its!r}: centroids of one are never scored with users of another. Refresh with the run that was "
-                    f"exported, or make this one live (seedrank export, seedrank publish). Received: {mine!r}."
+                    f"the {what} of the run {self._trained.path} should be that of {folder}, {its!r}: centroids of one "
+                    "are never scored with users of another. Refresh with the run that was exported, or make "
+                    f"this one live (seedrank export, seedrank publish). Received: {mine!r}."
                 )
         return int(content.facts.get("seed_watermark", 0))
 

@@ -79,7 +79,8 @@ class Clusterer:
                 table.counts.shape[1],
                 iterations=self._warm_iterations if warm else LLOYD_ITERATIONS,
                 initial=table.centroids[items[chosen]] if warm else None,
-                weights=None if found.weights is None else found.weights[inside],
+                cohort=None if found.cohort is None else found.cohort[inside],
+                max_share=self._reader.max_share,
             )
             table.centroids[items[chosen]], table.counts[items[chosen]] = centroids, counts
             done.warm, done.cold = done.warm + warm * len(chosen), done.cold + (not warm) * len(chosen)

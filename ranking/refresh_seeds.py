@@ -73,14 +73,14 @@ class SeedRows:
     Args:
         offsets: int64 `[items + 1]`; rows: int64 `[seeds]`, ascending within an item.
         unknown: int64 `[items]`. Seeds without an embedding.
-        weights: float32 `[seeds]` or `None`.
+        cohort: int64 `[seeds]` or `None`.
         dominated: bool `[items]`. Which have too few cohorts for any weights to keep the largest one's share.
     """
 
     offsets: np.ndarray
     rows: np.ndarray
     unknown: np.ndarray
-    weights: np.ndarray | None
+    cohort: np.ndarray | None
     dominated: np.ndarray
 
 
@@ -106,7 +106,7 @@ class SeedReader:
         cohorts: np.ndarray | None,
         max_share: float,
     ) -> None:
-        self._store, self.newest, self._cohorts, self._max_share = store, newest, cohorts, max_share
+        self._store, self.newest, self._cohorts, self.max_share = store, newest, cohorts, max_share
         self._keys = pd.Index(id_keys(user_ids))
         self._usable = np.append(usable, False)
 
@@ -125,9 +125,9 @@ class SeedReader:
         if self._cohorts is None:
             return SeedRows(offsets, rows, unknown, None, np.zeros(len(keys), bool))
         cohort = self._cohorts[rows]
-        weights = capped_weights(offsets, cohort, self._max_share)
-        dominated = largest_share(offsets, cohort, weights) > self._max_share * (1 + 1e-6)
-        return SeedRows(offsets, rows, unknown, weights, dominated & (np.diff(offsets) > 0))
+        weights = capped_weights(offsets, cohort, self.max_share)
+        dominated = largest_share(offsets, cohort, weights) > self.max_share * (1 + 1e-6)
+        return SeedRows(offsets, rows, unknown, cohort, dominated)
 
 
 def cohorts_of(dataset: Dataset, column: str, user_ids: pd.Index) -> np.ndarray:

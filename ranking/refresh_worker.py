@@ -90,9 +90,10 @@ class ClusterWorker:
         *,
         iterations: int,
         initial: np.ndarray | None = None,
-        weights: np.ndarray | None = None,
+        cohort: np.ndarray | None = None,
+        max_share: float = 1.0,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `lookalike.clustering.cluster`, of the users in `rows`.
+        """As `cluster` of the users in `rows`, or with cohorts as `cluster_capped`.
 
         Args:
             rows: int64 `[seeds]`. Rows of `embeddings`.
@@ -100,19 +101,19 @@ class ClusterWorker:
             k: int.
             iterations: int.
             initial: float32 `[items, k, width]` or `None`. Warm start.
-            weights: float32 `[seeds]` or `None`.
+            cohort: int64 `[seeds]` or `None`.
+            max_share: float. Of a cohort. Defaults to `1.0`.
 
         Returns:
-            centroids float32 `[items, k, width]`; counts int64 `[items, k]`, with weights the seeds' weights, at least
-            1; inertia float64 `[items]`.
+            centroids float32 `[items, k, width]`, counts int64 `[items, k]`, inertia float64 `[items]`.
 
         Raises:
             WorkerFailed: it died, gave no answer in time, or said why it cannot.
         """
         nothing = np.zeros(0, np.float32)
-        settings = np.array([*self._shape, k, iterations, self.threads, initial is not None, weights is not None])
-        arrays = [settings, rows, offsets]
-        arrays += [nothing if array is None else np.ascontiguousarray(array) for array in (initial, weights)]
+        settings = np.array([*self._shape, k, iterations, self.threads, initial is not None, cohort is not None])
+        arrays = [settings, np.array(max_share), rows, offsets]
+        arrays += [nothing if array is None else np.ascontiguousarray(array) for array in (initial, cohort)]
         if not self._ready:  # what it takes to start is no part of a call
             self._exchange([], START_SECONDS)
             self._ready = True
@@ -211,18 +212,18 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     file = os.fdopen(int(sys.argv[1]), "r+b")
-    from lookalike.clustering import cluster  # noqa: F401  (imported ahead: the first call has a deadline)
+    import lookalike.cohorts  # noqa: F401  (imported ahead: the first call has a deadline)
 
     answers.write(b".")
     _send(answers, [])
     while True:
         try:
-            settings, rows, offsets, initial, weights = _receive(sys.stdin.buffer, 5)
+            call = _receive(sys.stdin.buffer, 6)
         except (ValueError, EOFError):
             return
         found: tuple[np.ndarray, ...]
         try:
-            found = _clustered(file, settings.tolist(), rows, offsets, initial, weights)
+            found = _clustered(file, *call)
             answers.write(b"+")
         except (ValueError, MemoryError) as error:
             text = f"{type(error).__name__}: {error}".encode()[:1000]
@@ -232,27 +233,20 @@ def main() -> None:
 
 
 def _clustered(
-    file: IO[bytes], settings: list[int], rows: Any, offsets: Any, initial: Any, weights: Any
+    file: IO[bytes], settings: Any, max_share: Any, rows: Any, offsets: Any, initial: Any, cohort: Any
 ) -> tuple[np.ndarray, ...]:
     from lookalike.clustering import cluster
+    from lookalike.cohorts import cluster_capped
 
-    users, width, k, iterations, threads, warm, weighted = settings
-    embeddings = np.memmap(file, np.float32, "r", shape=(users, width))
-    found = cluster(
-        embeddings[rows],
-        offsets,
-        k,
-        iterations=iterations,
-        initial=initial if warm else None,
-        weights=weights if weighted else None,
-        threads=threads,
-    )
-    counts = found.counts
-    if weighted:
-        item = np.repeat(np.arange(len(counts)), np.diff(offsets))
-        mass = np.bincount(item * k + found.assignment, weights, counts.size).reshape(counts.shape)
-        counts = np.where(counts > 0, np.maximum(np.rint(mass), 1), 0).astype(np.int64)
-    return found.centroids, counts, found.inertia
+    users, width, k, iterations, threads, warm, capped = settings.tolist()
+    points = np.memmap(file, np.float32, "r", shape=(users, width))[rows]
+    start = initial if warm else None
+    if capped:
+        share = float(max_share)
+        found = cluster_capped(points, offsets, k, cohort, share, iterations=iterations, initial=start, threads=threads)
+    else:
+        found = cluster(points, offsets, k, iterations=iterations, initial=start, threads=threads)
+    return found.centroids, found.counts, found.inertia
 
 
 if __name__ == "__main__":
