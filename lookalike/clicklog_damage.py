@@ -53,7 +53,7 @@ class Quarantine:
             with contextlib.suppress(OSError, ValueError, TypeError):
                 damage = Damage(**json.loads(path.read_bytes()))
                 self._found[_key(damage)] = damage
-        return sorted(self._found.values(), key=lambda damage: (damage.offset, damage.lost))
+        return sorted(self._found.values(), key=lambda damage: (damage.offset, damage.byte))
 
     def add(self, base: int, gap: Gap, descriptor: int) -> None:
         """Notes a gap of the segment that starts at `base`, and copies its bytes, unless it is known."""
