@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from ranking.errors import UserError
-from ranking.progress import quiet
 
 __all__ = ["add_to"]
 
@@ -75,7 +74,6 @@ def ingest(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     users, items = _id_kinds(log, data, user_ids, item_ids)
-    quiet()  # the click log's package imports TensorFlow
     from ranking.ingest import Ingest, read_token
 
     token = read_token(token_file) if token_file else None

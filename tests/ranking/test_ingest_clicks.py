@@ -124,7 +124,7 @@ def test_a_line_that_is_no_click(line):
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"user_id": 1, "item_id": 2\n, "kind": "click"}\n{"user_id": 1, "item_id": 2},{"user_id": 3, "item_id": 4}',
+        b'{"user_id": 1, "item_id": 2\n"kind": "click"}\n{"user_id": 1, "item_id": 2},{"user_id": 3, "item_id": 4}',
         b'{"user_id": "a\n{b", "item_id": "c"}\n{"user_id": "d", "item_id": "e"},{"user_id": "f", "item_id": "g"}',
         b'{"user_id": [{}\n{}], "item_id": 2}',
         b'{"user_id": "time", "item_id": "x", "other": 1}',
