@@ -180,7 +180,9 @@ def test_rank_with_weights(tiny, connect):
         {"similarity": -0.5, "pctr": 0.25, "pcvr": 1.0, "price": -1.0},
     ):
         found = client.rank(user, items, context={"tab": "home"}, weights=weights)
-        np.testing.assert_allclose(found["score"], fuse(expected, tiny.run.weights, weights), **CLOSE)
+        # of the parts as they were answered: of a part that hardly varies, the last digit is many in the score
+        served = expected | {name: np.asarray(found[name], np.float64) for name in ("similarity", "pctr", "pcvr")}
+        np.testing.assert_allclose(found["score"], fuse(served, tiny.run.weights, weights), **CLOSE)
         assert np.abs(np.subtract(found["score"], usual["score"])).max() > 0.1
         for name in SCORES[:-1]:
             np.testing.assert_allclose(found[name], usual[name], rtol=1e-6)
@@ -365,7 +367,7 @@ def test_the_serve_command(tiny, models, started):
         np.testing.assert_allclose(found, other.rank(*asked, context={"tab": "home"})["score"], rtol=1e-6)
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and not out and "Traceback" not in err
+    assert process.returncode == 0 and not out and "Traceback" not in err
 
 
 def test_a_weights_file_of_another_run_is_not_exported(tiny, text, tmp_path, cli):
