@@ -51,6 +51,8 @@ class Bodies:
                     chunks.append(chunk)
         except TimeoutError as error:
             raise BodyRefused(408, f"The request body was not complete after {BODY_SECONDS:g} seconds.") from error
+        except RequestError:  # a ValueError too
+            raise
         except (web.RequestPayloadError, ValueError) as error:
             raise BodyRefused(400, "The request body is not of the form that its headers say.") from error
         finally:

@@ -261,7 +261,6 @@ def test_without_room_it_refuses_and_takes_again_after(service, monkeypatch, nam
     assert service._http._held_bytes == service._http._held_requests == 0
 
 
-@pytest.mark.xfail(reason="serving.server.body takes its own RequestError for a ValueError: 400 in place of 429")
 def test_bodies_that_are_not_whole_are_bounded_together(service, monkeypatch):
     monkeypatch.setattr(bodies, "BUFFERED", 1000)
     monkeypatch.setattr(bodies, "BODY_SECONDS", 10.0)
@@ -547,7 +546,11 @@ anything = st.one_of(
 def test_2000_bodies(service, fuzzed, body, encoding):
     accepted = ClickFormat("int64", "string")
     end = service.log.log.end
-    fuzzed.request("POST", "/v1/clicks", body, {"Content-Encoding": encoding} if encoding else {})
+    try:
+        fuzzed.request("POST", "/v1/clicks", body, {"Content-Encoding": encoding} if encoding else {})
+    except ConnectionError:  # kept alive for so long only: this machine may have slept
+        fuzzed.close()
+        fuzzed.request("POST", "/v1/clicks", body, {"Content-Encoding": encoding} if encoding else {})
     reply = fuzzed.getresponse()
     found = json.loads(reply.read())
     assert reply.status in (200, 400)
