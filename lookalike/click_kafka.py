@@ -123,5 +123,7 @@ class _Silent:
 
 
 def _words(error: Any) -> str:
-    text = error.args[0].str() if error.args and hasattr(error.args[0], "str") else str(error)
+    """What a KafkaError says, or the one inside an exception, on one line."""
+    inner = error.args[0] if getattr(error, "args", None) else error
+    text = inner.str() if hasattr(inner, "str") else str(inner)
     return " ".join(text.split())[:200].encode("unicode_escape").decode().strip(".")

@@ -112,7 +112,7 @@ def unpack_fields(fields: Mapping[bytes, bytes], *, user_ids: str, item_ids: str
         raise ValueError("fields that are not UTF-8") from None
     for name, ids in (("user_id", user_ids), ("item_id", item_ids), ("time", "int64"), ("kind", "int64")):
         text = row.get(name, "")
-        if ids == "int64" and len(text) < 20 and text.removeprefix("-").isascii() and text.removeprefix("-").isdigit():
+        if ids == "int64" and len(text) <= 20 and text.removeprefix("-").isascii() and text.removeprefix("-").isdigit():
             row[name] = int(text)
     return _clicks([_row(row)], user_ids, item_ids)
 

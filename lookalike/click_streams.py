@@ -170,13 +170,9 @@ class Pump:
         size = self.set_aside.stat().st_size if self.set_aside.exists() else 0
         room = self._most - size
         for entry, reason in wrong:
-            value = (
-                entry.value
-                if isinstance(entry.value, bytes)
-                else b"\n".join(b"\n".join(p) for p in entry.value.items())
-            )
-            payload = base64.b64encode(value).decode()
-            line = json.dumps({"place": entry.place, "reason": reason[:500], "value": payload}).encode() + b"\n"
+            value = entry.value
+            whole = _text(value) if isinstance(value, bytes) else {_text(k): _text(v) for k, v in value.items()}
+            line = json.dumps({"place": entry.place, "reason": reason[:500], "base64": whole}).encode() + b"\n"
             room -= len(line)
             if room >= 0:
                 lines.append(line)
