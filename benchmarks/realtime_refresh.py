@@ -1,4 +1,4 @@
-"""What realtime.py measures of the refresh: its clustering in CPU seconds, and a click on its way to what is served."""
+"""What realtime.py measures of the refresh: CPU seconds of its clustering, and how long until a click is served."""
 
 import json
 import os

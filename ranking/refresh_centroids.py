@@ -139,7 +139,7 @@ class CentroidTable:
                 same = int(found["space"]) == space and arrays["centroids"].shape[1:] == like.centroids.shape[1:]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             _log.warning("%s cannot be read (%s): every item is clustered again.", path, error)
             return None
         return cls(pd.Index(ids, dtype=like.item_ids.dtype), **arrays) if same else None

@@ -35,7 +35,8 @@ class Seen:
     Args:
         seeds: int64 `[items]`. Distinct clickers strictly before the tick.
         fresh: int64 `[items]`. Of the newest ones, those not before the item's own moment.
-        early: bool `[items]`. Which have clicks from the tick on, as clocks that are ahead make them: they count later.
+        early: bool `[items]`. Which have clicks from the tick on, as clocks that are ahead make them: they count later,
+            and until then so do earlier clicks of the same users, of which the store keeps the latest.
     """
 
     seeds: np.ndarray

@@ -142,8 +142,11 @@ def run_up(plan: Plan, screen: Callable[[Sequence[tuple[str, str]]], Screen]) ->
                 over = (lambda: children["replay"].state == "ended") if clock else (lambda: False)
                 note = clock.note if clock else str
                 _run(supervisor, shown, watch.read, stops, note=note, until=over, ready=clock.start if clock else None)
-                show = _once_a_second(lambda: shown.show(children, watch.read(), "draining"))
-                return supervisor.end(at_once=lambda: len(stops) > 1, show=show)
+                last = watch.read()  # whoever has ended tells nothing
+                show = _once_a_second(lambda: shown.show(children, last, "draining"))
+                well = supervisor.end(at_once=lambda: len(stops) > 1, show=show)
+                shown.show(children, last, "stopped")
+                return well
         finally:
             watch.close()
 
@@ -156,7 +159,7 @@ def _first(plan: Plan) -> Iterator[Task]:
     if plan.speed is not None:
         words = [*CHILD, "replayed", "backfill", "--log", str(plan.log), "--data", str(plan.data)]
         yield Task("backfill", [*words, "--origin", str(_watermark(plan))], lambda: False, lasting=False)
-    elif not segments(plan.log):
+    elif not (plan.log.is_dir() and segments(plan.log)):
         words = _refresh(plan, 0, None)
         yield Task("backfill", [*words, "--backfill", "--once"], lambda: False, lasting=False)
 

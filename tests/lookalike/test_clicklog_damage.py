@@ -153,6 +153,8 @@ def test_acknowledged_events_that_were_cut_off_are_listed(tmp_path):
         folder = tmp_path / str(size)
         shutil.copytree(tmp_path / "log", folder)
         segment(folder).write_bytes(data[:size])
+        with ClickLog(folder) as log:
+            assert lost(log.damage) == [*range(0 if size < 97 else 2 if size < 97 + 117 else 5, end)]  # told at opening
         seen, damage = all_accounted_for(folder, end)
         assert seen == [*range(0 if size < 97 else 2 if size < 97 + 117 else 5)] and len(damage) == 1
         shutil.rmtree(folder)
