@@ -114,7 +114,7 @@ class Refresher:
         self.stop = threading.Event()
         self._mark: int | None = None
         self._similar: pd.Index | None = None
-        self._early = np.zeros(0, np.int64)
+        self._look_at = np.zeros(0, np.int64)  # items that may have new seeds without a change in the store
         self._transformed: tuple[np.ndarray, np.ndarray] | None = None  # of which vectors, and who is usable
         self._cohorts: tuple[Any, Any, np.ndarray] | None = None
         self._checked = False
@@ -229,7 +229,9 @@ class Refresher:
         """Users, items and statistics as of the tick, and the embeddings that seeds are clustered in."""
         state = self._tables.at(done.tick)
         done.embedded, done.new_users = self._tables.embedded, self._tables.new_users
-        done.new_items = int((~state.item_ids.isin(self._table.item_ids)).sum())
+        new = state.item_ids[~state.item_ids.isin(self._table.item_ids)]
+        done.new_items = len(new)
+        self._look_at = np.append(self._look_at, id_keys(new))
         self._table = self._table.aligned(state.item_ids)
         if self._transformed is None or self._transformed[0] is not state.user_vectors:
             lookalike = self._trained.lookalike
@@ -246,14 +248,13 @@ class Refresher:
         mark = store.mark()
         changed = np.ones(len(keys), bool)
         if self._mark is not None:
-            changed = np.isin(keys, np.append(store.changed_since(self._mark), self._early))
-            changed |= table.at == 0  # an item that the tables have only now
+            changed = np.isin(keys, np.append(store.changed_since(self._mark), self._look_at))
         seen = look(store, keys, table.at, changed, done.tick)
         self._refuse_lost_history(seen)
         if done.new_users:  # seeds whom nobody knew may be known now
             seen.fresh[table.unknown > 0] += 1
         table.seeds[:] = seen.seeds
-        self._early, self._mark = keys[seen.early], mark
+        self._look_at, self._mark = keys[seen.early], mark
         done.unknown_items = len(store.items()) - int((store.seed_counts(keys) > 0).sum())
         order, done.dirty = table.order(seen.fresh, self.min_seeds, self._tables.moved_at)
         return order

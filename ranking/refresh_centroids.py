@@ -57,7 +57,7 @@ class CentroidTable:
             clustered=seeds.copy(),
             embedded=seeds.copy(),
             unknown=nothing.copy(),
-            at=np.full(len(seeds), state.tick),
+            at=np.where((state.centroid_counts[:-1] > 0).any(axis=1), state.tick, 0),
             waited=nothing.copy(),
             failed=nothing.copy(),
         )
