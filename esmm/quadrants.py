@@ -89,8 +89,13 @@ class BetaPrior:
 
         start = [special.logit(mean), np.log(strength)]
         bounds = [(None, None), (np.log(_LEAST), np.log(_MOST))]
-        found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13})
-        return cls(float(special.expit(found.x[0])), float(np.exp(found.x[1])))
+        options = {"ftol": 1e-13, "gtol": 1e-9}
+        found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        # Towards the upper bound the loss falls by less than it is rounded: the search may stop anywhere on the way.
+        bound = np.array([found[0], bounds[1][1]])
+        if loss(bound)[0] <= loss(found)[0]:
+            found = bound
+        return cls(float(special.expit(found[0])), float(np.exp(found[1])))
 
     def rate(self, events: Any, trials: Any) -> np.ndarray:
         """The mean rate of each item given its counts, float64 `[items]`."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from lookalike.scorer import Scorer, seed_centroids, slabs
 from lookalike.selection import Cut
@@ -230,6 +229,8 @@ def _classifier(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> Sc
     if len(others) == 0:
         return lambda users: np.zeros(len(users), np.float32)
     both = np.concatenate([vectors, others]).astype(np.float64)
+    from sklearn.linear_model import LogisticRegression  # not at the top: processes that store clicks don't need it
+
     scale = both.std(axis=0)
     scale[scale == 0] = 1
     labels = np.concatenate([np.ones(len(vectors)), np.zeros(len(others))])

@@ -8,7 +8,6 @@ import scipy.optimize
 import scipy.sparse
 import scipy.special
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from lookalike.profiles import by_item, check_embeddings, check_pairs, seed_matrix, shares
 
@@ -61,6 +60,8 @@ class Classifier:
             strength: float. scikit-learn's `C`; smaller is more regular. Defaults to `0.01`.
             seed: int. Random seed of the others. Defaults to `0`.
         """
+        from sklearn.linear_model import LogisticRegression  # not at the top: processes that store clicks don't need it
+
         if others < 1:
             raise ValueError(f"`others` should be a positive integer. Received: others={others}.")
         _check_strength(strength)

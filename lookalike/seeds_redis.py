@@ -199,8 +199,8 @@ class RedisSeedStore:
         return self._numbers().get("version", 0)
 
     def changed_since(self, mark: int) -> NDArray[np.int64]:
-        """Items whose seeds changed after a mark was taken, ascending, int64 `[items]`."""
-        return self._read(("changed", mark), lambda session: self._reads.changed_since(session, mark))
+        """Items whose seeds changed after a mark was taken, ascending, int64 `[items]`; never of a copy."""
+        return self._link.run(lambda session: self._reads.changed_since(session, mark))
 
     def items(self) -> NDArray[np.int64]:
         """Items with at least one seed, ascending, int64 `[items]`."""
@@ -280,7 +280,7 @@ class RedisSeedStore:
         return answer
 
     def _keep(self, what: Any, answer: Any, size: int) -> None:
-        size += 200  # about what the place itself takes
+        size = 2 * size + 200  # about what the question and the place take
         old = self._copies.pop(what, None)
         self._held += size - (old[1] if old else 0)
         self._copies[what] = (time.monotonic(), size, answer)

@@ -7,6 +7,7 @@ from ranking.errors import UserError
 from ranking.fusion import FusionWeights
 from ranking.golden import FUSION, write_golden_scores, write_warm_up
 from ranking.rewrite import rewrite_version, variable_keys
+from serving.layout import model_folder
 from serving.publish import Content, publish, version_content, versions
 
 __all__ = ["apply_weights", "no_version"]
@@ -22,7 +23,7 @@ def apply_weights(models: str | Path, weights: FusionWeights, *, name: str = "se
     Args:
         models: str or Path. The folder that holds a folder a model, each with numbered versions.
         weights: FusionWeights. Of the parameters and with the constants of the live version.
-        name: str. The model's name. Defaults to `"seedrank"`.
+        name: str. The model's name, see `serving.layout.model_folder`. Defaults to `"seedrank"`.
 
     Returns:
         The folder of the version; its manifest and the server report `weights.hash`.
@@ -30,7 +31,7 @@ def apply_weights(models: str | Path, weights: FusionWeights, *, name: str = "se
     Raises:
         UserError: there is no live version, or it has another form, other parameters or other constants.
     """
-    base = Path(models) / name
+    base = model_folder(models, name)
 
     def build(folder: Path, live: Path | None) -> Content:
         from ranking.facts import weight_facts

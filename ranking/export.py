@@ -15,6 +15,7 @@ from ranking.facts import parameter_facts, table_facts, weight_facts
 from ranking.fusion import FusionWeights
 from ranking.golden import FUSION, GOLDEN_TOLERANCE, golden_requests, write_golden_scores, write_warm_up
 from ranking.run import Run
+from serving.layout import model_folder
 from serving.publish import Content, publish, write_golden
 from serving.verifier import Verifier
 
@@ -40,7 +41,7 @@ def export_run(
     Args:
         run: Run.
         models: str or Path. The folder that holds a folder a model, each with numbered versions.
-        name: str. The model's name. Defaults to `"seedrank"`.
+        name: str. The model's name, see `serving.layout.model_folder`. Defaults to `"seedrank"`.
         weights: FusionWeights or `None`. Served instead of the run's own; load them with the run's
             `parameters_hash`, so that those of other parameters are refused.
         users: bool. Whether the version holds the users. Without them it answers `rank_embedding` and `rank_features`
@@ -65,7 +66,7 @@ def export_run(
         )
     if weights is not None:
         run = dataclasses.replace(run, weights=weights)
-    base = Path(models) / name
+    base = model_folder(models, name)
 
     def build(folder: Path, _: Path | None) -> Content:
         network = SplitNetwork(run, centroid_dtype=centroid_dtype)

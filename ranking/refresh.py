@@ -25,6 +25,7 @@ from ranking.refresh_worker import ClusterWorker
 from ranking.republish import republish_tables
 from ranking.run import Run
 from ranking.state import State, in_batches
+from serving.layout import model_folder
 from serving.pin import pinned
 from serving.publish import version_content
 from serving.retention import live_version, version_folders
@@ -99,7 +100,7 @@ class Refresher:
             raise UserError(f"`every` should be positive. Received: every={every}.")
         if not 0 < max_cohort_share <= 1:
             raise UserError(f"`max_cohort_share` should be in (0, 1]. Received: {max_cohort_share}.")
-        self._trained, self._models, self._name, self._base = run, models, name, Path(models) / name
+        self._trained, self._models, self._name, self._base = run, models, name, model_folder(models, name)
         self.store, self.log = store, log
         self.min_seeds, self.newest, self.warm_iterations, self.every = min_seeds, newest, warm_iterations, every
         self.cohort, self.max_cohort_share = cohort, max_cohort_share

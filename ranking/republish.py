@@ -13,6 +13,7 @@ from ranking.golden import FUSION, GOLDEN_TOLERANCE, golden_requests, write_gold
 from ranking.rewrite import rewrite_version, variable_key, variable_keys
 from ranking.run import Run
 from ranking.state import State
+from serving.layout import model_folder
 from serving.publish import Content, publish, version_content, versions, write_golden
 from serving.verifier import Verifier
 
@@ -32,7 +33,7 @@ def republish_tables(
         models: str or Path. The folder that holds a folder a model, each with numbered versions.
         run: Run. What the live version was exported from; its own state and weights don't matter.
         state: State. By the run's models and vocabularies.
-        name: str. The model's name. Defaults to `"seedrank"`.
+        name: str. The model's name, see `serving.layout.model_folder`. Defaults to `"seedrank"`.
         verifier: Verifier or `None`. See `serving.publish.publish`.
 
     Returns:
@@ -42,7 +43,7 @@ def republish_tables(
         UserError: there is no live version, or it is of another run.
         ServingError: a rollback has pinned the version (`Pinned`), or the new one does not answer as it should.
     """
-    base = Path(models) / name
+    base = model_folder(models, name)
 
     def build(folder: Path, live: Path | None) -> Content:
         if live is None:

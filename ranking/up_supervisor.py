@@ -68,7 +68,7 @@ class Child:
     _process: "subprocess.Popen[str] | None" = None
     _reader: threading.Thread | None = None
     _due: float = 0.0
-    _pause: float = FIRST_PAUSE
+    _pause: float = field(default_factory=lambda: FIRST_PAUSE)
     _was_ready: bool = False
 
     @property

@@ -179,6 +179,12 @@ def test_import_loads_no_tensorflow(name):
     assert python(f"import sys, {name}; {HEAVY}").splitlines() == ["[]"]
 
 
+@pytest.mark.parametrize("name", ["lookalike.clicklog", "lookalike.seeds", "lookalike.snapshots", "ranking.ingest"])
+def test_processes_that_store_clicks_start_without_scikit_learn(name):
+    """It takes a second and a half of each restart."""
+    assert python(f"import sys, {name}; print('sklearn' in sys.modules)").splitlines() == ["False"]
+
+
 def test_help_of_every_command_loads_no_tensorflow():
     code = f"""
 import sys

@@ -39,11 +39,11 @@ class ServedRanker(tf.Module):
     def __init__(self, run: Run, *, users: bool = True, network: Any = None):
         super().__init__()
         state, schema = run.state, run.schema
+        self._wire = Wire(schema, state.item_ids, priced=bool(np.isfinite(state.prices).any()))
         self.network = SplitNetwork(run) if network is None else network
         self.fusion = ServedFusion(run.weights, segmented=bool(schema.segment))
         self._weights, self._users = run.weights, users
         self._user_dtype = id_dtype(state.user_ids)
-        self._wire = Wire(schema, state.item_ids, priced=bool(np.isfinite(state.prices).any()))
         self._crosses = cross_columns(state)
         arrays = table_arrays(run, state, self.network, users=users)
         free = shapes(arrays, schema)

@@ -1,6 +1,7 @@
 """One SavedModel in memory, run the way TensorFlow Serving runs it: a session, feeds and fetches by name."""
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ class Bundle:
 
     Attributes:
         signatures: dict. Signature name -> `SignatureDef`, the initialiser's own among them.
+        warm_up_seconds: float or None. What the recorded requests took; none where there were none.
 
     Raises:
         RequestError: the folder is not a SavedModel, its variables are missing, the runtime refused it, or one of its
@@ -49,6 +51,7 @@ class Bundle:
 
     def __init__(self, path: str | Path, *, warm_up: bool = True) -> None:
         path = Path(path)
+        self.warm_up_seconds: float | None = None
         if not (path / "saved_model.pb").is_file():
             raise NotFound(
                 "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
@@ -81,12 +84,14 @@ class Bundle:
 
     def _warm_up(self, path: Path) -> None:
         """Runs the recorded requests aside, so that those of the version that serves now go first."""
+        start = time.perf_counter()
         requests = messages("tensorflow_serving/apis/predict.proto").PredictRequest
         for record in read_warmup(path):
             request = requests.FromString(record)
             inputs = {alias: unpack(tensor) for alias, tensor in request.inputs.items()}
             name = request.model_spec.signature_name
             self._predict(inputs, name, tuple(request.output_filter), aside=True)
+            self.warm_up_seconds = time.perf_counter() - start
 
     def predict(
         self,

@@ -157,6 +157,8 @@ class Model:
             self._metrics.observe_load(str(folder), False, time.perf_counter() - start)
             raise
         self._metrics.observe_load(str(folder), True, time.perf_counter() - start)
+        if bundle.warm_up_seconds is not None:
+            self._metrics.observe_warmup(str(folder), "OK", bundle.warm_up_seconds)
         if _stamp(folder) != stamp:  # written into meanwhile: what was read may be half of it
             bundle.close()
             self._report(VersionStatus(version, "START"))

@@ -22,9 +22,12 @@ from lookalike.snapshots import Snapshots, catch_up, open_store, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS, RESENT_KILLS = 100, 25
-ITEMS, USERS, EVENTS = 80, 1500, 600_000
+ITEMS, USERS, EVENTS = 80, 1500, 1_000_000
 STORE = {"latest": 200, "byte_budget": 16 * 60 * ITEMS}
 STEPS = 60  # calls of the operating system that a life has at most, of those that change files
+# Appends of a life that ends at a moment, at most; then it waits for the kill. Else 100 lives on a fast machine reach
+# the end of the stream and are not killed: with 300 events an append, half of them 30 appends, half STEPS / 2 at most.
+APPENDS = 30
 COUNTED = ("write", "pwrite", "fdatasync", "fsync", "ftruncate", "replace", "rename", "unlink")
 
 
@@ -53,12 +56,14 @@ def fragile(steps: int, rng: np.random.Generator) -> None:
         def call(*arguments: Any, **named: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
-                if "write" in name:
-                    descriptor, data, *place = arguments
-                    real(descriptor, data[: rng.integers(len(data) + 1)], *place)
-                elif rng.random() < 0.5:
-                    real(*arguments, **named)
-                os.kill(os.getpid(), signal.SIGKILL)
+                try:
+                    if "write" in name:
+                        descriptor, data, *place = arguments
+                        real(descriptor, data[: rng.integers(len(data) + 1)], *place)
+                    elif rng.random() < 0.5:
+                        real(*arguments, **named)
+                finally:  # an unlink of what may be missing raises, and its caller goes on
+                    os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **named)
 
         return call
@@ -67,8 +72,10 @@ def fragile(steps: int, rng: np.random.Generator) -> None:
         setattr(os, name, wrapped(name, getattr(os, name)))
 
 
-def live(folder: Path, steps: int | None, seed: int, start: int | None, until: int) -> None:
+def live(folder: Path, steps: int | None, seed: int, start: int | None, until: int, appends: int | None = None) -> None:
     """Opens what is there and goes on until `until`: appends, acknowledges, applies, and saves now and then.
+
+    After `appends` it waits to be killed.
 
     With `start` None the producer goes on behind the log's end; else behind what it was told had been acknowledged.
     """
@@ -87,6 +94,10 @@ def live(folder: Path, steps: int | None, seed: int, start: int | None, until: i
         say("opened", log.end, store.offset, store.counts.accepted)
         place = log.end if start is None else start
         while place < until:
+            if appends is not None:
+                if appends == 0:
+                    signal.pause()
+                appends -= 1
             after = min(place + int(rng.integers(1, 600)), until)
             first, last = log.append(*(column[place:after] for column in STREAM))
             say("acknowledged", first, last, after)
@@ -172,7 +183,7 @@ def kill_times(lives: Callable[..., int], folder: Path, kills: int, *, resend: b
         if number % 2:
             end = {"steps": int(rng.integers(1, STEPS))}
         else:
-            end = {"seconds": float(rng.uniform(0.0, 0.15))}
+            end = {"seconds": float(rng.uniform(0.0, 0.15)), "appends": APPENDS}
         assert lives(folder, seed=number, start=start, **end) == -signal.SIGKILL
         if rng.random() < 0.3:
             tear(folder, rng)

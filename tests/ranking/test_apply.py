@@ -232,6 +232,8 @@ def test_refused_models(shared, tmp_path):
     with pytest.raises(UserError, match="absent should hold a published version: seedrank export"):
         apply_weights(tmp_path, PRODUCTION, name="absent")
     assert not (tmp_path / "absent").exists()
+    with pytest.raises(ServingError, match=r"`name` should be of letters.* Received: '../x'"):
+        apply_weights(tmp_path, PRODUCTION, name="../x")
     shutil.copytree(shared, tmp_path, dirs_exist_ok=True)
     (folder,) = (path for path in (tmp_path / "seedrank").iterdir() if path.is_dir())
     manifest = json.loads((folder / "manifest.json").read_text())

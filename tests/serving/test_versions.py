@@ -21,7 +21,7 @@ class Note:
     """Stands for a loaded bundle."""
 
     def __init__(self, path, log):
-        self.name, self.log = path.name, log
+        self.name, self.log, self.warm_up_seconds = path.name, log, 0.25
         if (path / "broken").exists():
             raise DeadlineExceeded("too slow to load")
         log.append(f"load {self.name}")
@@ -463,6 +463,8 @@ def test_loads_are_counted(tmp_path):
     made([ModelConfig("m", tmp_path / "m")], [], metrics=metrics).start()
     found = [line.rsplit("/", 1)[1] for line in metrics.text().splitlines() if "load_attempt_count{" in line]
     assert found == ['2",status="fail"} 1', '1",status="success"} 1']
+    path = tmp_path / "m" / "1"
+    assert f':tensorflow:serving:model_warmup_latency_sum{{model_path="{path}",status="OK"}} 250000' in metrics.text()
 
 
 def test_unknown_things(models):
