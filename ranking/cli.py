@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ranking import cli_audience, cli_expand, cli_ingest, cli_quadrants, cli_serve, cli_up, cli_versions
+from ranking import (
+    cli_audience,
+    cli_expand,
+    cli_ingest,
+    cli_quadrants,
+    cli_refresh,
+    cli_serve,
+    cli_up,
+    cli_versions,
+)
 from ranking.atomic import refuse_existing
 from ranking.cli_data import data_app
 from ranking.cli_replay import replay_app
@@ -225,6 +234,7 @@ cli_quadrants.add_to(app)
 cli_serve.add_to(app)
 cli_versions.add_to(app)
 cli_ingest.add_to(app)
+cli_refresh.add_to(app)
 cli_up.add_to(app)
 
 

@@ -49,7 +49,6 @@ def look_until(supervisor, done, seconds=30.0):
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(up_supervisor, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(up_supervisor.Child, "_pause", 0.05)
 
 
 def test_children_get_ready_and_end_in_the_order_of_the_tasks(tmp_path):
@@ -81,7 +80,6 @@ def test_a_child_that_is_killed_is_started_again_and_the_others_go_on(tmp_path):
 
 
 def test_pauses_double_up_to_a_longest_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(up_supervisor, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(up_supervisor, "LONGEST_PAUSE", 0.2)
     said = []
     dies = task("dies", tmp_path, "raise SystemExit(7)", ready=lambda: False)
