@@ -1,5 +1,7 @@
 """Snapshots of the seed store, and the store as it is after a restart: the newest good snapshot and a replay."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -104,6 +106,45 @@ class Snapshots:
             if old != path and (alone or old not in self.paths()[: self.keep]):
                 old.unlink()
         return path
+
+    @contextlib.contextmanager
+    def held(self, *, alone: bool = False) -> Iterator[None]:
+        """While the block runs, nobody erases users from these snapshots: a store in use would bring them back.
+
+        Args:
+            alone: bool. Whether nobody else uses them at all, as erasure asks. Defaults to `False`.
+
+        Raises:
+            SnapshotError: users are being erased; with `alone`, somebody uses the snapshots.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if alone:
+                raise
+            _logger.warning("%s: cannot be held against erasure: %s", self.folder, error)  # nor can it be saved to
+            yield
+            return
+        try:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = "another process uses these snapshots" if alone else "users are being erased from these snapshots"
+                raise SnapshotError(f"{self.folder}: {who}.") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def holding(self, users: Any) -> list[Path]:
+        """Files that hold anything of some users; those that cannot be read, and what was left half-written, may.
+
+        Args:
+            users: int64 `[n]`. Keys of users.
+        """
+        users = np.asarray(users, np.int64)
+        unreadable = [*self.folder.glob("*.damaged"), *self.folder.glob(".tmp-*")]
+        return [path for path in self.paths() if _holds(path, users)] + sorted(unreadable)
 
     def load(self) -> SeedStore | None:
         """The store of the newest good snapshot, None where there is none; damaged ones are renamed and reported."""
@@ -307,6 +348,21 @@ def _load(path: Path) -> SeedStore:
     store.restore_progress(done["offset"], Counts(**done["counts"]), *_arrays(rest[b"gone"]), *_arrays(rest[b"mark"]))
     store.log = done["log"]
     return store
+
+
+def _holds(path: Path, users: NDArray[np.int64]) -> bool:
+    try:
+        with open(path, "rb") as file:
+            _check_magic(file)
+            place = {b"item": 2, b"gone": 0}  # of the users among a block's arrays
+            whole = False
+            for kind, payload in _blocks(file, path.stat().st_size):
+                if kind in place and np.isin(_arrays(payload)[place[kind]], users).any():
+                    return True
+                whole |= kind == b"mark"
+            return not whole
+    except _Damaged:
+        return True
 
 
 def _runs(labels: NDArray[np.int64]) -> list[tuple[int, int]]:

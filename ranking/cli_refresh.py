@@ -92,7 +92,7 @@ def refresh(
         with Bars(console) as bars:
             loaded = _load(run, bars)
             opened = stack.enter_context(_log(log, loaded, data, write=backfill, bars=bars))
-            store, snapshots = _store(opened, byte_budget, bars)
+            store, snapshots = _store(opened, byte_budget, bars, stack)
         from ranking.refresh import Refresher
 
         refresher = Refresher(
@@ -235,11 +235,14 @@ def _log(folder: Path, run: "Run", data: Path | None, *, write: bool, bars: Bars
         yield opened
 
 
-def _store(log: "ClickLog", byte_budget: int | None, bars: Bars) -> "tuple[SeedStore, Snapshots]":
+def _store(
+    log: "ClickLog", byte_budget: int | None, bars: Bars, stack: contextlib.ExitStack
+) -> "tuple[SeedStore, Snapshots]":
     from lookalike.snapshots import SnapshotError, Snapshots, open_store
 
     snapshots = Snapshots(log.folder / "seeds")
     try:
+        stack.enter_context(snapshots.held())  # as long as the store is in use
         store = open_store(
             log, snapshots, byte_budget=byte_budget, progress=lambda done, total: bars("clicks replayed", done, total)
         )

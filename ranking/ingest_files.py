@@ -1,6 +1,5 @@
 """A file that grows, is rotated away or cut: which file goes on where reading stopped."""
 
-import base64
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ class Place:
         device: int. Of the file.
         inode: int. Of the file.
         offset: int. Bytes that are dealt with.
-        head: str. The file's first `min(offset, 256)` bytes, base64.
+        head: str. SHA-256 of the file's first `min(offset, 256)` bytes: they tell it from others, and hold ids.
         skipping: bool. Whether `offset` is inside of a line that is too long. Defaults to `False`.
     """
 
@@ -65,7 +64,7 @@ def load_place(file: Path) -> Place | None:
 
 def head_of(descriptor: int, offset: int) -> str:
     """`Place.head` of an open file."""
-    return base64.b64encode(os.pread(descriptor, min(offset, HEAD), 0)).decode()
+    return hashlib.sha256(os.pread(descriptor, min(offset, HEAD), 0)).hexdigest()
 
 
 def _files(path: Path) -> Iterator[Path]:
