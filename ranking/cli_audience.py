@@ -67,17 +67,38 @@ def forget(
     file: Annotated[
         list[Path] | None, typer.Option(help="A seed list or an audience (CSV, txt, Parquet); repeat for more.")
     ] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(help="A click log, with the snapshots of its seeds; ingest and refresh have to be stopped."),
+    ] = None,
+    redis: Annotated[
+        list[str] | None,
+        typer.Option(help="A server with users' vectors (`seedrank users export`) or a shared seed store."),
+    ] = None,
+    models: Annotated[
+        list[Path] | None, typer.Option(help="A folder of models: which versions hold the user? They stay.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: it cannot be undone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Erases a user from a dataset, from runs, and from seed lists and audiences; later audiences leave him out.
+    """Erases a user from a dataset, runs, a click log, and seed lists and audiences; later audiences leave him out.
 
-    Each place changes whole or not at all. Versions that were exported before are not rewritten: export again and
-    delete them.
+    Each place changes whole or not at all, and is looked through again afterwards. Stopped in between? The same command
+    does the rest. Versions that were exported before are not rewritten: export or refresh, and delete them.
+
+      seedrank forget 712 --data data --run run --log clicks --models models --yes
+
+    While `seedrank ingest` runs it can take the user's clicks back at once (POST /v1/forget), and erase them from the
+    log (POST /v1/erase); then only `seedrank refresh` has to be stopped for this command.
     """
-    places = [str(place) for place in (*([] if data is None else [data]), *(run or []), *(file or []))]
+    named = (*([] if data is None else [data]), *(run or []), *(file or []), *(log or []))
+    servers = [url.rpartition("@")[2] for url in redis or []]  # not the password
+    places = [*map(str, named), *servers]
     if not places:
-        raise UserError("Nowhere to look: name a dataset (--data), runs (--run) or lists (--file).")
+        raise UserError(
+            "Nowhere to look: name a dataset (--data), runs (--run), lists (--file), click logs (--log) or servers "
+            "(--redis)."
+        )
     if not yes and not sys.stdin.isatty():
         raise UserError("This cannot be undone: pass --yes where nobody can be asked.")
     if not yes:
@@ -88,7 +109,16 @@ def forget(
         from ranking.forget import forget as erase
 
         bars("loading TensorFlow", 1, 1)
-        found = erase(user, data=data, runs=run or [], files=file or [], progress=bars)
+        found = erase(
+            user,
+            data=data,
+            runs=run or [],
+            files=file or [],
+            logs=log or [],
+            redis=redis or [],
+            models=models or [],
+            progress=bars,
+        )
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -100,13 +130,17 @@ def _forgotten(found: dict[str, Any]) -> Group:
     for name in ("where", "what", "removed"):
         table.add_column(name, justify="right" if name == "removed" else "left", no_wrap=name != "where")
     places = [found["data"]] if found["data"] else []
-    for place in (*places, *found["runs"]):
+    for place in (*places, *found["runs"], *found["logs"], *found["redis"]):
         for what, count in place["removed"].items() or [("was not in it", 0)]:
             table.add_row(place["path"], what, f"{count:,}")
     for place in found["files"]:
         table.add_row(place["path"], "rows", f"{place['removed']:,}")
     notes = [*(note for place in found["runs"] for note in place["notes"]), *found["notes"]]
-    return Group(table, "", *(f"Note: {note}." for note in dict.fromkeys(notes)))
+    left = [f"Still there: {path}" for path in found["remaining"]] or [
+        "Looked again: nothing of the user is left there."
+    ]
+    versions = [f"Holds the user: {path}" for place in found["models"] for path in place["versions"]]
+    return Group(table, "", *left, *(f"Note: {note}." for note in dict.fromkeys(notes)), *versions)
 
 
 def add_to(app: typer.Typer) -> None:

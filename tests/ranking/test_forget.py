@@ -1,22 +1,33 @@
 """A user leaves a dataset and lists. Runs: tests/integration/test_forget.py."""
 
+import base64
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from lookalike.click_streams import Entry, Pump
+from lookalike.clicklog import CLICK, FORGET, UNCLICK, ClickLog, keys_of
+from lookalike.snapshots import Snapshots, open_store, state_of
 from ranking.cli_audience import add_to
 from ranking.data.tables import Dataset, write_dataset
 from ranking.erasure import Person
 from ranking.errors import UserError
 from ranking.forget import forget
 from ranking.forget_data import forget_in_data, rows_in_data
+from ranking.ingest_log import LogWriter
+from ranking.ingest_metrics import IngestMetrics
+from ranking.ingest_tail import Tail
 from ranking.timeline import Timeline
+from ranking.users_export import REDIS_KEY
+from tests.lookalike.redis_server import Server, allow, needed
 
 TOML = """
 schema_version = 1
@@ -216,3 +227,287 @@ def test_command(data):
     assert isinstance(again.exception, UserError) and "\n" not in str(again.exception)
     shown = CliRunner().invoke(app, ["forget", "bo", "--file", str(data), "--yes"])
     assert isinstance(shown.exception, UserError)
+
+
+# Click logs.
+
+NUMBER, TEXT = 2**53 + 12_345_671, '张"三/7'
+OTHERS = {
+    "int64": [17, 2**53 + 12_345_670, NUMBER * 10],
+    "string": ["张", "三/7", '_"三/77'],
+}  # side by side, as a log holds them, no two spell the user
+T = 1_767_225_600_000
+
+
+def events(kind: str, user, *, without: bool = False):
+    """User, item, time and kind of events; those of one user are clicks, an unclick and a forget among the others'."""
+    generator = np.random.default_rng(3)
+    who = [*OTHERS[kind], user]
+    users = [who[place] for place in generator.integers(0, len(who), 600)]
+    kinds = np.where(generator.random(600) < 0.05, UNCLICK, CLICK)
+    kinds[np.flatnonzero([one == user for one in users])[40]] = FORGET
+    columns = users, (generator.integers(0, 30, 600) + 10**6), T + generator.integers(0, 10**6, 600), kinds
+    if not without:
+        return columns
+    left = [place for place, one in enumerate(users) if one != user]
+    return [users[place] for place in left], *(column[left] for column in columns[1:])
+
+
+def append(log, columns, low: int, high: int) -> None:
+    users, items, times, kinds = (column[low:high] for column in columns)
+    log.append(users, items, times, kinds)
+
+
+@pytest.fixture
+def make_log(tmp_path):
+    """`(kind of the user ids, the user) -> Path`: a log with all that may hold an id beside it."""
+
+    def make(kind: str, user, segment_bytes: int = 2000) -> Path:
+        folder, columns = tmp_path / "log", events(kind, user)
+        with ClickLog(folder, user_ids=kind, item_ids="int64", segment_bytes=segment_bytes) as log:
+            snapshots = Snapshots(folder / "seeds")
+            for low in range(0, 400, 50):
+                append(log, columns, low, low + 50)
+                if low in (100, 200, 300):
+                    snapshots.save(open_store(log, snapshots))
+            append(log, columns, 400, 600)
+            pump = Pump(None, log)
+            packed = b"SRC1 torn" + (struct.pack("<q", user) if kind == "int64" else user.encode())
+            whole = {b"user_id": str(user).encode(), b"time": b"never"}
+            wrong = [Entry("clicks 1", 1, packed), Entry("clicks 2", 2, whole), Entry("clicks 3", 3, b"of nobody")]
+            pump._put_aside([(entry, "malformed") for entry in wrong])
+        other = OTHERS[kind][0]
+        lines = [{"user_id": one, "item_id": "none", "time": T} for one in (user, other)]
+        lines += [{"user_id": user, "item_id": 5, "time": T + 10**6 + 1}]  # a click like any other
+        followed = tmp_path / "followed.jsonl"
+        followed.write_text("".join(json.dumps(line) + "\n" for line in lines) + f'{{"user_id": {user}, oh\n')
+        with_tail = LogWriter(folder, IngestMetrics())
+        tail = Tail(followed, with_tail, IngestMetrics())
+        while tail.step():
+            pass
+        tail._close()
+        with_tail.close()
+        followed.unlink()
+        torn = snapshots.paths()[0].read_bytes()[:-9]
+        (folder / "seeds" / f"{1:020d}.damaged").write_bytes(torn)
+        (folder / "seeds" / ".tmp-0123").write_bytes(torn[:500])
+        return folder
+
+    return make
+
+
+def forms(user) -> list[bytes]:
+    """A user's id as it may lie in a file: text, JSON's escapes, the number or the key."""
+    return [str(user).encode(), json.dumps(str(user))[1:-1].encode(), struct.pack("<q", int(keys_of([user])[0]))]
+
+
+def decoded(name: str, data: bytes) -> bytes:
+    """And what lies in it as base64."""
+    if name.endswith("set-aside.jsonl"):
+        packed = [json.loads(line)["base64"] for line in data.splitlines()]
+        texts = [text for one in packed for text in ([*one, *one.values()] if isinstance(one, dict) else [one])]
+        data += b" ".join(base64.b64decode(text) for text in texts)
+    return data
+
+
+def holding(folder: Path, user) -> set[str]:
+    found = {name: decoded(name, data) for name, data in contents(folder).items()}
+    return {name for name, data in found.items() if any(form in data for form in forms(user))}
+
+
+@pytest.mark.parametrize(("kind", "user"), [("int64", NUMBER), ("string", TEXT)])
+def test_a_user_leaves_a_click_log_without_a_trace(make_log, kind, user, tmp_path):
+    folder = make_log(kind, user)
+    before = holding(folder, user)
+    assert {name.split(".")[-1] for name in before} >= {"clicks", "snapshot", "rejects", "jsonl"}
+    assert sum(name.endswith(".snapshot") for name in before) == 2
+    with ClickLog(folder, write=False) as log:
+        held, end = [*log.read(raw=True)], log.end
+    his = sum(sum(one == user for one in batch.user_ids) for batch in held)
+    found = forget(str(user), logs=[folder])
+    (place,) = found["logs"]
+    assert place["removed"].pop("seeds") > 15  # of the clicks that the newest snapshot has seen
+    assert place == {"path": str(folder), "removed": {"clicks": his, "lines set aside": 4, "damaged copies": 2}}
+    assert found["remaining"] == []
+    assert holding(folder, user) == set()
+
+    # the others' events, and their places, are as they were
+    with ClickLog(folder, write=False) as log:
+        assert log.end == end and log.damage == []
+        left = [*log.read(raw=True)]
+    rows = [row for batch in held for row in zip(batch.user_ids, batch.item, batch.time, batch.kind, strict=True)]
+    now = [row for batch in left for row in zip(batch.user_ids, batch.item, batch.time, batch.kind, strict=True)]
+    assert [row for row in rows if row[0] != user] == [row for row in now if row[3] != 255]
+    assert [row[3] == 255 for row in now] == [row[0] == user for row in rows]
+    # and so are the lines of others
+    (rejects,) = (folder / "tails").glob("*.rejects")
+    assert [json.loads(line)["line"] for line in rejects.read_text().splitlines()] == [
+        json.dumps({"user_id": OTHERS[kind][0], "item_id": "none", "time": T})
+    ]
+    assert [json.loads(line)["place"] for line in (folder / "set-aside.jsonl").read_text().splitlines()] == ["clicks 3"]
+
+    # the store is that of a log that never knew the user: from the snapshot, and from the log's beginning
+    with ClickLog(tmp_path / "never", user_ids=kind, item_ids="int64") as log:
+        append(log, events(kind, user, without=True), 0, 600)
+        never = Snapshots(tmp_path / "states" / "never").save(open_store(log, Snapshots(tmp_path / "none")))
+    with ClickLog(folder, write=False) as log:
+        for name, snapshots in (("snapshot", Snapshots(folder / "seeds")), ("log", Snapshots(tmp_path / "none"))):
+            store = open_store(log, snapshots)
+            assert state_of(Snapshots(tmp_path / "states" / name).save(store)) == state_of(never)
+            counts = store.counts
+            assert counts.accepted == counts.applied + counts.late + counts.invalid + counts.duplicate
+    with pytest.raises(UserError, match="is in none of these: .*log. Nothing was changed"):
+        forget(str(user), logs=[folder])
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_stopped_anywhere_and_done_again_it_ends_the_same(make_log, tmp_path, monkeypatch):
+    """Every rename and every removal may be the last thing that a process did."""
+    start = make_log("int64", NUMBER, segment_bytes=6000)
+    once = shutil.copytree(start, tmp_path / "once")
+    forget(str(NUMBER), logs=[once])
+    expected = contents(once)
+    real = {name: getattr(os, name) for name in ("replace", "unlink")}
+    for moment in range(100):
+        folder, calls = shutil.copytree(start, tmp_path / f"copy{moment}"), []
+
+        def call(name, *arguments, calls=calls, moment=moment, **named):
+            calls.append(name)
+            if len(calls) > moment:
+                raise _Killed
+            return real[name](*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(os, name, lambda *arguments, name=name, **named: call(name, *arguments, **named))
+            try:
+                forget(str(NUMBER), logs=[folder])
+            except _Killed:
+                pass
+            else:
+                break
+        if holding(folder, NUMBER):
+            found = forget(str(NUMBER), logs=[folder])
+            assert found["remaining"] == []
+        left = {name: data for name, data in contents(folder).items() if ".tmp-" not in name}
+        assert left == expected
+        assert holding(folder, NUMBER) == set()
+        shutil.rmtree(folder)
+    assert moment > 10  # segments, lines, snapshots
+
+
+def test_a_log_in_use_is_refused_and_nothing_changes(make_log, data, tmp_path):
+    folder = make_log("string", "ann")
+    before = contents(data), contents(folder)
+    with ClickLog(folder):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} writes this log already. Stop it first"):
+            forget("ann", data=data, logs=[folder])
+    with Snapshots(folder / "seeds").held():
+        with pytest.raises(UserError, match="another process uses these snapshots. Stop `seedrank refresh`"):
+            forget("ann", data=data, logs=[folder])
+    (folder / "seeds" / "lock").unlink()
+    assert (contents(data), contents(folder)) == before
+    with ClickLog(folder) as log:  # what the service does by POST /v1/erase
+        log.compact(["ann"])
+        for path in (*folder.glob("tails/*.rejects"), folder / "set-aside.jsonl"):
+            path.unlink()
+        found = forget("ann", data=data, logs=[folder])
+    assert [*found["logs"][0]["removed"]] == ["seeds", "damaged copies"] and found["data"]["removed"]["users"] == 1
+    assert found["remaining"] == [] and not any(b"ann" in text for text in contents(folder).values())
+
+
+def test_what_damage_may_hold_goes_too(make_log):
+    folder = make_log("int64", NUMBER)
+    segment = sorted(folder.glob("*.clicks"))[1]
+    content = bytearray(segment.read_bytes())
+    content[200] ^= 1
+    segment.write_bytes(content)
+    with ClickLog(folder, write=False) as log:
+        lost = log.check()
+    assert lost and list(folder.glob("quarantine/*.bytes"))
+    found = forget(NUMBER, logs=[folder])
+    assert found["logs"][0]["removed"]["damaged copies"] == 3 and holding(folder, NUMBER) == set()
+    with ClickLog(folder, write=False) as log:  # that events are lost stays to be seen
+        assert sum(damage.lost for damage in log.check()) == sum(damage.lost for damage in lost)
+
+
+def test_mistakes_about_logs(make_log, tmp_path):
+    folder = make_log("int64", NUMBER)
+    before = contents(folder)
+    for user, arguments, words in (
+        ("ann", {"logs": [folder]}, "log: ids are whole numbers. Received: 'ann'"),
+        (2**63, {"logs": [folder]}, r"from -2\^63 to 2\^63 - 1. Received: 9223372036854775808"),
+        (5, {"logs": [folder]}, "user '5' is in none of these"),
+        (5, {"logs": [tmp_path / "none"]}, "none: there is no click log"),
+        (5, {"redis": ["http://localhost"]}, "--redis: `url` should start with redis://"),
+        (5, {"redis": ["redis://ann:secret@127.0.0.1:1"]}, r"redis://127.0.0.1:1: .*[Cc]onnect"),
+    ):
+        with pytest.raises(UserError, match=words) as refused:
+            forget(user, **arguments)
+        assert "secret" not in str(refused.value)
+    assert contents(folder) == before
+
+
+def test_an_unfinished_training_is_removed(data, tmp_path):
+    unfinished = tmp_path / "run.checkpoint"
+    unfinished.mkdir()
+    (unfinished / "checkpoint.json").write_text("{}")
+    found = forget("ann", data=data, runs=[tmp_path / "run"])
+    assert not unfinished.exists() and str(unfinished) in found["notes"][0]
+
+
+# Servers.
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    needed()
+    running = Server(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize(("kind", "user"), [("int64", NUMBER), ("string", TEXT)])
+def test_a_user_leaves_a_server(make_log, server, kind, user):
+    from lookalike.seeds_redis import RedisSeedStore
+
+    admin, other = server.admin(), OTHERS[kind][0]
+    admin.flushall()
+    for one in (user, other):
+        admin.set(f"{REDIS_KEY}{one}", b"vector")
+    folder = make_log(kind, user)
+    store = RedisSeedStore(server.url(), latest=1000, byte_budget=10**6, future_seconds=10**9)
+    with ClickLog(folder, write=False) as log:
+        for batch in log.read():
+            store.apply(batch)
+    found = forget(str(user), logs=[folder], redis=[server.url()])
+    assert found["redis"] == [{"path": server.url(), "removed": {"vectors": 1, "seeds": 31}}]
+    assert admin.get(f"{REDIS_KEY}{other}") == b"vector" and not admin.exists(f"{REDIS_KEY}{user}")
+    items = store.items()
+    key = int(keys_of([user])[0])
+    assert len(items) and key not in store.seeds(items)[1] and int(keys_of([other])[0]) in store.seeds(items)[1]
+    held = [admin.dump(key) for key in admin.keys()]
+    assert not any(form in value for value in held for form in forms(user))
+    with pytest.raises(UserError, match="is in none of these: unix://.*. Nothing was changed"):
+        forget(str(user), redis=[server.url()])
+    store.close()
+
+
+def test_rights_that_a_server_does_not_give_are_said(server):
+    admin = server.admin()
+    admin.flushall()
+    admin.set(f"{REDIS_KEY}ann", b"vector")
+    for rights in ("~seedrank:user:* +del", "~{seeds}:* +hgetall"):
+        admin.execute_command("ACL", "SETUSER", "erasure", "reset", "on", ">s3cret", *rights.split())
+        if "+del" in rights:
+            found = forget("ann", redis=[server.url("erasure", "s3cret")])
+            assert (
+                found["redis"][0]["removed"] == {"vectors": 1} and "may not touch the seed store" in found["notes"][0]
+            )
+        else:
+            with pytest.raises(UserError, match="in none of these"):
+                forget("ann", redis=[server.url("erasure", "s3cret")])
+    allow(admin)  # the rights of a RedisSeedStore are enough for the store
