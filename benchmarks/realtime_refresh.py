@@ -1,73 +1,44 @@
-"""What realtime.py measures of the refresh: CPU seconds of its clustering, and how long until a click is served."""
+"""What a refresh costs: items clustered again, and tables published; each beside what the machine must take for it.
 
+python benchmarks/realtime_refresh.py [--quick] [--json FILE]
+
+The floor of clustering is its arithmetic at the rate of a large matrix product, measured in this run on one thread, and
+its bytes at the rate of a copy: every seed read once from the store and its embedding once from the table. The floor
+of publishing is the version's bytes: read, written and synced, and read by who verifies them.
+"""
+
+import argparse
+import dataclasses
 import json
 import os
-import subprocess
+import resource
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
 import pandas as pd
-from realtime_clicks import ROOT, Service, cpu_of
+import threadpoolctl
+from realtime_clicks import cpu_of
+from rich.console import Console
+from rich.table import Table
 
 from lookalike.clicklog import Batch
 from lookalike.seeds import SeedStore
 
-K, DIM, WARM = 20, 64, 2
+K, DIM, WARM, COLD = 20, 64, 2, 10
 NOW = 1_760_000_000_000
-LARGE = 3_000_000
+ITEMS, SEEDS, USERS = 5_000, 10_000, 1_000_003  # a prime: strides through the users meet all of them
+LARGE, LARGE_USERS = 3_000_000, 4_000_037
+PUBLISHED, ROUNDS = 10_000, 3  # items of the published tables; publishes
 DRIFT = 0.02  # of the seeds of an item are new since it was clustered
-WORLD = """
-name = "small"
-seed = 7
-start = 2025-03-03
-[users]
-count = 800
-history_clicks = 10
-history_days = 10
-[items]
-count = 100
-born_per_day = 2
-categories = 6
-drift = 0.05
-[traffic]
-requests = 3000
-daily = [2, 2, 2, 2, 1, 1, 2, 2]
-candidates = 12
-examination = [1.0, 0.8, 0.7, 0.6]
-tabs = ["home", "search"]
-[feedback]
-click_rate = 0.2
-conversion_rate = 0.3
-interaction_share = 0.5
-spread = [1.4, 1.2]
-kinship = 0.4
-delay_hours = 6
-attribution_hours = 24
-[policy]
-name = "production"
-weights = { similarity = 1.0, pctr = 1.0, pcvr = 0.1, price = 0.3 }
-exploration = "plackett_luce"
-temperature = 1.2
-epsilon = 0
-noise = 0.6
-blind_days = 1
-[windows]
-lookalike = [-10, 2]
-train = [2, 4]
-calibrate = [4, 5]
-tune = [5, 6]
-test = [6, 8]
-[state]
-seed_event = "behaviors.clicked"
-k = 4
-min_seeds = 8
-"""
 
 
 # Clustering.
@@ -111,21 +82,31 @@ class Bench:
         centroids, counts = np.zeros((len(items), K, DIM), np.float32), np.zeros((len(items), K), np.int64)
         return CentroidTable(pd.Index(items), centroids, counts, **nothing)
 
+    def warm_up(self, items: np.ndarray) -> None:
+        """Compiled code is loaded, and memory is there."""
+        table = self.table(items)
+        self.cluster(table, NOW + 1)
+        table.clustered[:] = 0
+        self.cluster(table, NOW + 1)
+
     def cluster(self, table: Any, tick: int) -> dict:
         """One refresh's clustering of the whole table; CPU seconds of this process and of the worker."""
         from ranking.refresh_clusters import Clusterer
         from ranking.refresh_report import Refreshed
+        from ranking.refresh_seeds import id_keys, look
 
-        table.seeds[:] = self.store.seed_counts(table.item_ids)
         done = Refreshed(tick=tick)
         clusterer = Clusterer(self.worker, self.reader, min_seeds=100, warm_iterations=WARM)
         here, there, start = time.process_time(), cpu_of(self.worker.pid or 0), time.perf_counter()
-        clusterer.run(table, np.arange(len(table.seeds)), done, threading.Event(), seconds=float("inf"))
-        if done.failures or done.warm + done.cold != len(table.seeds):
+        seen = look(self.store, id_keys(table.item_ids), table.at, np.ones(len(table.seeds), bool), tick)
+        table.seeds[:] = seen.seeds
+        order, dirty = table.order(seen.fresh, 100, 0)
+        clusterer.run(table, order, done, threading.Event(), seconds=float("inf"))
+        if done.failures or done.warm + done.cold != len(table.seeds) or dirty != len(table.seeds):
             raise SystemExit(f"not every item was clustered: {done}")
-        row = {"warm": done.warm, "cold": done.cold, "wall": time.perf_counter() - start}
-        row |= {"reading_cpu": time.process_time() - here, "clustering_cpu": cpu_of(self.worker.pid or 0) - there}
-        return {**row, "cpu": row["reading_cpu"] + row["clustering_cpu"]}
+        row = {"seeds": int(seen.seeds.sum()), "wall": time.perf_counter() - start}
+        row |= {"reading": time.process_time() - here, "clustering": cpu_of(self.worker.pid or 0) - there}
+        return {**row, "CPU": row["reading"] + row["clustering"]}
 
 
 def dirty_items(items: int, seeds: int, users: int) -> dict:
@@ -136,14 +117,12 @@ def dirty_items(items: int, seeds: int, users: int) -> dict:
         for part in np.array_split(numbers, max(1, items // 100)):
             click(bench.store, part, 0, seeds, users, NOW)
         table = bench.table(numbers)
-        warm_up = bench.table(numbers[:2])
-        bench.cluster(warm_up, NOW + 1)  # compiled code is loaded
-        bench.cluster(warm_up, NOW + 1)
+        bench.warm_up(numbers[:2])
         cold = bench.cluster(table, NOW + 1)
         for part in np.array_split(numbers, max(1, items // 100)):
             click(bench.store, part, seeds, round(DRIFT * seeds), users, NOW + 2)
         warm = bench.cluster(table, NOW + 3)
-    return {"items": items, "seeds": seeds, "users": users, "cold": cold, "warm": warm}
+    return {"cold": cold, "warm": warm}
 
 
 def large_item(seeds: int, users: int) -> dict:
@@ -151,109 +130,155 @@ def large_item(seeds: int, users: int) -> dict:
     with ExitStack() as stack:
         bench = Bench(stack, users, newest=seeds)
         click(bench.store, np.array([1]), 0, 20_000, users, NOW)
-        warm_up = bench.table(np.array([1]))
-        bench.cluster(warm_up, NOW + 1)
-        bench.cluster(warm_up, NOW + 1)
+        bench.warm_up(np.array([1]))
         click(bench.store, np.array([7]), 0, seeds, users, NOW)
         table = bench.table(np.array([7]))
         cold = bench.cluster(table, NOW + 1)
         click(bench.store, np.array([7]), seeds, round(DRIFT * seeds), users, NOW + 2)
-        return {"seeds": seeds, "cold": cold, "warm": bench.cluster(table, NOW + 3)}
+        return {"cold": cold, "warm": bench.cluster(table, NOW + 3)}
 
 
-# Served.
+# Published.
 
 
-def seedrank(*words: object) -> list[str]:
-    return [sys.executable, "-c", "from ranking.cli import main; main()", *map(str, words)]
+def published(items: int, users: int, rounds: int) -> dict:
+    """A live version of so many items again with other centroids, verified by a spare process; median of rounds."""
+    from serving_model import random_run
+
+    from ranking.export import export_run
+    from ranking.republish import republish_tables
+    from serving.verifier import Verifier
+
+    run, rows = random_run(items, users), []
+    with tempfile.TemporaryDirectory() as folder, Verifier() as verifier:
+        version = export_run(run, folder, verifier=verifier)
+        for number in range(rounds + 1):  # the first one traces
+            spare = verifier._spare
+            await_idle(spare.pid if spare else 0)
+            state = dataclasses.replace(run.state, tick=run.state.tick + number, centroids=run.state.centroids * 1.01)
+            before = used(spare.pid if spare else 0)
+            start = time.perf_counter()
+            version = republish_tables(folder, run, state, verifier=verifier)
+            row = {"wall": time.perf_counter() - start, "CPU": used(0) - before}
+            row["bytes"] = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+            rows.append(row | written(Path(folder) / "written", row["bytes"]))
+    return {name: float(np.median([row[name] for row in rows[1:]])) for name in rows[0]}
 
 
-def small_model(folder: Path) -> None:
-    """A world, a run and its first version, by the commands that anyone would use."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    world, data, run, models, log = (folder / name for name in ("world.toml", "data", "run", "models", "clicks"))
-    world.write_text(WORLD)
-    epochs = ["--lookalike", "representation_epochs=1,epochs=1", "--esmm", "epochs=1"]
-    for words in (
-        ["data", "simulate", "--world", world, "--out", data],
-        ["train", "--data", data, "--out", run, *epochs],
-        ["export", "--run", run, "--models", models],
-        ["refresh", "--run", run, "--models", models, "--log", log, "--data", data, "--backfill", "--once"],
+def used(pid: int) -> float:
+    """CPU seconds of this process, of children that ended, and of one that runs."""
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) + (cpu_of(pid) if pid else 0)
+
+
+def await_idle(pid: int) -> None:
+    """Waits until a process does nothing: it has started."""
+    before = -1.0
+    while pid and cpu_of(pid) > before:
+        before = cpu_of(pid)
+        time.sleep(0.5)
+
+
+def written(path: Path, size: int) -> dict[str, float]:
+    """Seconds of so many bytes read, written and synced, and read again: what no publisher can do without."""
+    content = np.random.default_rng(0).bytes(size)
+    path.write_bytes(content)
+    start = time.perf_counter()
+    content = path.read_bytes()
+    with open(path, "wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    path.read_bytes()
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return {"floor": seconds}
+
+
+# Floors.
+
+
+def ceilings() -> dict[str, float]:
+    """FLOP/s of a product of matrices and bytes/s of a copy (read and written), on one thread: the best of some."""
+    random = np.random.default_rng(0)
+    one, other = random.random((2048, 512), np.float32), random.random((512, 512), np.float32)
+    source = np.ones(1 << 28, np.uint8)
+    target = np.empty_like(source)
+
+    def best(call: Callable[[], Any], times: int) -> float:
+        taken = []
+        for _ in range(times):
+            start = time.process_time()
+            call()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    with threadpoolctl.threadpool_limits(1):
+        product = best(lambda: one @ other, 30)
+    return {
+        "flop": 2 * 2048 * 512 * 512 / product,
+        "bytes": 2 * len(source) / best(lambda: np.copyto(target, source), 5),
+    }
+
+
+def floor_of(seeds: int, iterations: int, rates: dict[str, float]) -> dict[str, float]:
+    """What clustering so many seeds must take: products with k centroids and a sum, an iteration; the inertia."""
+    flop = seeds * DIM * (iterations * (2 * K + 2) + 3)
+    moved = seeds * (DIM * 4 + 8 + 16)  # embedding, row, and the store's user and time
+    return {"gflop": flop / 1e9, "gb": moved / 1e9, "floor": flop / rates["flop"] + moved / rates["bytes"]}
+
+
+# All of it.
+
+
+def measure(quick: bool) -> dict[str, float]:
+    """Prints a table of what was measured; name -> seconds, the aims and floors among them."""
+    part = 20 if quick else 1
+    rates = ceilings()
+    rows: list[tuple[str, float, float | None, float]] = []  # what, seconds, aim, floor
+    found = {f"one thread, {name} per second": value for name, value in rates.items()}
+    many = dirty_items(ITEMS // part, SEEDS, USERS)
+    one = large_item(LARGE // part, LARGE_USERS // part)
+    for name, case, aims in (
+        (f"{ITEMS // part:,} items of {SEEDS:,} seeds", many, {"warm, CPU": 60.0 / part}),
+        (f"one item of {LARGE // part:,} seeds", one, {"warm, wall": 5.0 / part, "cold, wall": 5.0 / part}),
     ):
-        done = subprocess.run(seedrank(*words), env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"seedrank {' '.join(map(str, words))}: {done.stderr[-500:]}")
+        for how, iterations in (("warm", WARM), ("cold", COLD)):
+            row, floor = case[how], floor_of(case[how]["seeds"], iterations, rates)
+            for kind in ("CPU", "wall"):
+                rows.append((f"{name}: {how}, {kind}", row[kind], aims.get(f"{how}, {kind}"), floor["floor"]))
+            parts = {"reading": row["reading"], "clustering": row["clustering"]}
+            found |= {f"{name}: {how}, {what}": value for what, value in (floor | parts).items()}
+    items = PUBLISHED // part
+    row = published(items, items, ROUNDS)
+    name = f"publish of {items:,} items x {K} x {DIM}"
+    rows += [(f"{name}: wall", row["wall"], 3.0, row["floor"]), (f"{name}: CPU", row["CPU"], None, row["floor"])]
+    found[f"{name}: MB"] = row["bytes"] / 1e6
+    show(rows, rates)
+    for what, seconds, aim, floor in rows:
+        found |= {what: seconds, f"{what}, floor": floor} | ({} if aim is None else {f"{what}, aim": aim})
+    return found
 
 
-@contextmanager
-def refreshing(folder: Path, every: float) -> Iterator[list[dict]]:
-    """`seedrank refresh` in a process of its own; the list fills with what each refresh did."""
-    words = ["refresh", "--run", folder / "run", "--models", folder / "models", "--log", folder / "clicks"]
-    words += ["--data", folder / "data", "--every", f"{every:g}s", "--port", 0, "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen(seedrank(*words), env=environment, **quiet)
-    done: list[dict] = []
-
-    def listen() -> None:
-        for line in process.stdout or ():
-            if line.startswith("{"):
-                done.append(json.loads(line))
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield done
-    finally:
-        process.terminate()
-        process.wait(120)
-        thread.join()
+def show(rows: list[tuple[str, float, float | None, float]], rates: dict[str, float]) -> None:
+    table = Table("refresh", "seconds", "aim", "", "floor", "times the floor")
+    for what, seconds, aim, floor in rows:
+        verdict = ("", "") if aim is None else (f"{aim:g}", "met" if seconds <= aim else "MISSED")
+        table.add_row(what, f"{seconds:.2f}", *verdict, f"{floor:.2f}", f"{seconds / floor:.1f}")
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    console.print(table)
+    console.print(
+        f"One thread: {rates['flop'] / 1e9:.0f} GFLOP/s of a matrix product, {rates['bytes'] / 1e9:.1f} GB/s of a copy."
+    )
 
 
-def click_to_served(folder: Path, every: float, clicks: int) -> dict:
-    """Clicks at random moments through the door: until the server's watermark has passed them."""
-    import urllib3
-    from serving_client import Process
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the items and seeds; few clicks")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    arguments = parser.parse_args()
+    found = measure(arguments.quick)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
-    from serving import rest
 
-    users = pd.read_parquet(folder / "data" / "users.parquet")["user_id"].to_numpy()
-    items = pd.read_parquet(folder / "data" / "items.parquet")["item_id"].to_numpy()
-    rng, waited = np.random.default_rng(3), []
-    with ExitStack() as stack:
-        door = stack.enter_context(Service(folder / "clicks"))
-        server = stack.enter_context(Process(folder / "models"))
-        done = stack.enter_context(refreshing(folder, every))
-        client = stack.enter_context(rest.RankClient(f"http://127.0.0.1:{server.ports['rest']}"))
-
-        def answer() -> dict:
-            return client.rank(int(users[0]), items, context={"tab": "home"}, price=np.ones(len(items)))
-
-        def send(user: np.ndarray, item: int) -> float:
-            now = int(time.time() * 1000)
-            lines = [json.dumps({"user_id": int(one), "item_id": int(item), "time": now}) for one in user]
-            reply = urllib3.request("POST", f"http://127.0.0.1:{door.port}/v1/clicks", body="\n".join(lines))
-            if reply.status != 200:
-                raise SystemExit(f"clicks were refused: {reply.data!r}")
-            return now / 1000
-
-        while len(done) < 2:  # it has started, and has its pace
-            time.sleep(0.1)
-        for _ in range(clicks):
-            time.sleep(rng.uniform(0, every))
-            at = send(rng.choice(users, 1), rng.choice(items))
-            while int(np.max(answer()["seed_watermark"])) <= 1000 * at:
-                time.sleep(0.05)
-            waited.append(time.time() - at)
-        before = answer()
-        bare = np.flatnonzero(~np.asarray(before["has_similarity"], bool))
-        gained = None
-        if len(bare):
-            at = send(users[:300], items[bare[0]])
-            while not np.asarray(answer()["has_similarity"], bool)[bare[0]] and time.time() < at + 10 * every:
-                time.sleep(0.05)
-            gained = time.time() - at
-        last = done[-1]
-    steps = {name: float(np.median([row["seconds"][name] for row in done[1:]])) for name in last["seconds"]}
-    row = {"every": every, "clicks": clicks, "p50": float(np.median(waited)), "most": max(waited)}
-    return {**row, "to_similarity": gained, "refreshes": len(done), "steps": steps}
+if __name__ == "__main__":
+    main()
