@@ -33,10 +33,13 @@ class Freshness:
     Attributes:
         items: DataFrame, one row an item born meanwhile: `item_id`, `born`, and, ms or missing where it was not until
             the end: `ready` (its min_seeds-th user clicked), `refreshed` and `daily` (its first similarity).
-        rows: DataFrame, one row an impression: `user_id`, `request_id`, `click`, `age` (hours since birth, of an item
-            born meanwhile), and of each arm its `pctr/ARM` and `has/ARM`.
-        quality: DataFrame, one row an age and arm: `from_hours`, `arm`, `impressions`, `clicks`, `with_similarity`,
-            `auc`, `auc_se`, and the difference `refreshed - arm` with its standard error, `gain` and `gain_se`.
+        rows: DataFrame, one row an impression: `user_id`, `item`, `request_id`, `click`, `age` (hours since birth, of
+            an item born meanwhile), and of each arm its `pctr/ARM` and `has/ARM`; `chance`, P(click), where a simulator
+            told it.
+        quality: DataFrame, one row a place and arm: `where` (a phase, an age, `"new"`, `"all"`: see `masks_of`), `arm`,
+            `impressions`, `clicks`, `with_similarity`, the AUC of the click as `value` and `se`, and the difference
+            `refreshed - arm` as `gain` and `gain_se`. Where the chances are known, the same of the AUC expected of them
+            (`value_truth` and so on), and `ceiling`, which no score can pass.
         about: dict. Dataset, run, what was set, and the refreshes' own figures.
     """
 
@@ -65,10 +68,24 @@ class Freshness:
             found[name] = dict(zip(("median", "p90", "max"), quantiles.tolist(), strict=True)) | {"items": len(hours)}
         return found
 
+    def refreshes(self) -> np.ndarray:
+        """How many refreshes each item took from its min_seeds-th user to its similarity: 1 where the next one did."""
+        told = self.items[self.items["refreshed"].notna()]
+        every, since = 1000 * self.about["every"], self.about["since"]
+        done = ((told[name].to_numpy(np.int64) - since) // every for name in ("refreshed", "ready"))
+        return np.subtract(*done)
+
     def as_dict(self) -> dict[str, Any]:
         """As `seedrank freshness --json` prints it."""
         quality = self.quality.astype(object).where(self.quality.notna(), None)
-        return {**self.about, "waits": self.waits(), "quality": quality.to_dict("records")}
+        taken, times = np.unique(self.refreshes(), return_counts=True)
+        refreshes = {str(count): int(items) for count, items in zip(taken, times, strict=True)}
+        return {
+            **self.about,
+            "waits": self.waits(),
+            "refreshes_to_similarity": refreshes,
+            "quality": quality.to_dict("records"),
+        }
 
 
 class _Replayed(Refresher):

@@ -1,22 +1,25 @@
 """Impressions scored again with the tables that would have been served, and how well these rank new items."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ranking.bootstrap import AUC, NDCG, user_bootstrap
+from ranking.bootstrap import AUC, NDCG, Statistic, user_bootstrap
+from ranking.errors import UserError
 from ranking.features import Arrays, gather
+from ranking.metrics import prepare_auc
 from ranking.run import Run
 from ranking.state import State, similarity_of
 from ranking.statistics import StatisticTable
 from ranking.timeline import Timeline
 
-__all__ = ["AGES", "ARMS", "ReplayedRows", "quality_of"]
+__all__ = ["AGES", "ARMS", "PHASES", "ExpectedAUC", "ReplayedRows", "quality_of"]
 
 ARMS = ("frozen", "daily", "daily seeds", "refreshed")
+PHASES = ("before", "between", "after")  # no similarity yet; in refreshed tables only; in those of the daily export too
 AGES = (0, 6, 12, 24, 48, 96)  # hours since birth that a row of the results begins at; the last has no end
 HOUR_MS = 3_600_000
 ROWS = 16_384  # predicted at once
@@ -94,12 +97,15 @@ class ReplayedRows:
         born = self.births[timeline.item[rows]]
         age = (timeline.time[rows] - born) / HOUR_MS
         frame = timeline.impressions.iloc[rows]
+        chance = true_chances(timeline)
         return pd.DataFrame(
             {
                 "user_id": timeline.user[rows],
+                "item": timeline.item[rows],
                 "request_id": pd.factorize(frame["request_id"])[0],
                 "click": frame[timeline.schema.funnel[0]].to_numpy(np.int8),
                 "age": np.where(born >= self.since, age, np.nan),
+                **({} if chance is None else {"chance": chance[rows]}),
                 **{name: np.concatenate(parts) for name, parts in self._done.items()},
             }
         )
@@ -128,46 +134,103 @@ def _with_user_statistics_of(state: State, other: State) -> State:
     return dataclasses.replace(state, statistics=statistics)
 
 
-def quality_of(frame: pd.DataFrame, replicates: int) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
-    """AUC of the click by age and arm; NDCG of requests that showed an item in its first two days."""
+def true_chances(timeline: Timeline) -> np.ndarray | None:
+    """P(click) of every impression where a simulator wrote the truth beside the log, else `None`."""
+    path = timeline.dataset.path / "truth" / "impressions.parquet"
+    if not path.is_file():
+        return None
+    truth = pd.read_parquet(path)
+    if len(truth) != len(timeline.impressions):
+        raise UserError(
+            f"{path}: should have a row for each of {len(timeline.impressions):,}. Received: {len(truth):,}."
+        )
+    return np.asarray(truth["pctr"] * truth["examination"], np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedAUC(Statistic):
+    """The AUC that a score has when each row is a positive with a known probability: that of labels without their luck.
+
+        P(score of i > score of j) over pairs weighted by p_i (1 - p_j)
+
+    Args:
+        chance: str. Column of P(label = 1).
+        score: str. Column of scores.
+        where: str. Column whose non-zero rows count.
+    """
+
+    chance: str
+    score: str
+    where: str
+
+    def prepare(self, columns: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], float]:
+        """Every row is a positive and a negative at once, by its chances."""
+        kept = np.flatnonzero(columns[self.where])
+        chance, score = columns[self.chance][kept], columns[self.score][kept]
+        value = prepare_auc(np.repeat([1, 0], len(kept)), np.tile(score, 2))
+        shares = np.concatenate([chance, 1 - chance])
+        return lambda weight: value(np.tile(weight[kept], 2) * shares)
+
+
+def masks_of(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Which rows count: by phase, by age (hours from which on, as text), of new items, and all.
+
+    The phases are of the items that gained a similarity, so that before and after are about the same ones.
+    """
     age = frame["age"].to_numpy()
+    refreshed, daily = (frame[f"has/{arm}"].to_numpy(bool) for arm in ("refreshed", "daily"))
+    new = ~np.isnan(age)
+    gained = new & frame["item"].isin(frame["item"][new & refreshed]).to_numpy()
+    phases = (gained & ~refreshed, gained & refreshed & ~daily, gained & refreshed & daily)
+    found = dict(zip(PHASES, phases, strict=True))
+    ends = (*AGES[1:], np.inf)
+    found |= {str(start): (age >= start) & (age < end) for start, end in zip(AGES, ends, strict=True)}
+    found |= {"new": new, "all": np.ones(len(age), bool)}
+    return {name: inside for name, inside in found.items() if inside.any()}
+
+
+def quality_of(frame: pd.DataFrame, replicates: int) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    """AUC of the click by phase, age and arm, and NDCG of requests that showed an item in its first two days.
+
+    Where the chances are known, the AUC expected of them is there too, and `ceiling`, that of the chances themselves.
+    """
+    masks = masks_of(frame)
     columns = {name: frame[name].to_numpy() for name in frame.columns if name != "age"}
-    inside_of = {start: (age >= start) & (age < end) for start, end in zip(AGES, (*AGES[1:], np.inf), strict=True)}
-    bounds = {str(start): inside for start, inside in inside_of.items() if inside.any()}
-    bounds |= {"new": ~np.isnan(age), "all": np.ones(len(age), bool)}
-    young = np.unique(columns["request_id"][age < 48])
-    columns |= {f"age {name}": inside for name, inside in bounds.items()}
+    young = np.unique(columns["request_id"][frame["age"].to_numpy() < 48])
+    columns |= {f"in {name}": inside for name, inside in masks.items()}
     columns["young"] = np.isin(columns["request_id"], young)
     statistics: dict[str, Any] = {
-        f"{name}/{arm}": AUC("click", f"pctr/{arm}", where=f"age {name}") for name in bounds for arm in ARMS
+        f"{name}/{arm}": AUC("click", f"pctr/{arm}", where=f"in {name}") for name in masks for arm in ARMS
     }
     statistics |= {f"ndcg/{arm}": NDCG("click", f"pctr/{arm}", where="young", group="request_id") for arm in ARMS}
-    pairs = {
-        f"{name} gain": (f"{name.split('/')[0]}/refreshed", name) for name in statistics if "refreshed" not in name
-    }
+    known = "chance" in columns
+    if known:
+        statistics |= {
+            f"{name}/{arm}/truth": ExpectedAUC("chance", f"pctr/{arm}", f"in {name}") for name in masks for arm in ARMS
+        }
+    pairs = {}
+    for name in statistics:
+        where, arm, *rest = name.split("/")
+        if arm != "refreshed":
+            pairs[f"{name} gain"] = ("/".join([where, "refreshed", *rest]), name)
     found = user_bootstrap(columns["user_id"], columns, statistics, differences=pairs, replicates=replicates, seed=0)
 
-    def figures(name: str) -> dict[str, float]:
-        told = {"value": found.estimate[name], "se": found.se[name]}
-        if f"{name} gain" in pairs:
-            told |= {"gain": found.estimate[f"{name} gain"], "gain_se": found.se[f"{name} gain"]}
-        return told
+    def figures(name: str, suffix: str = "") -> dict[str, float]:
+        gain = f"{name} gain"
+        return {
+            f"value{suffix}": found.estimate[name],
+            f"se{suffix}": found.se[name],
+            f"gain{suffix}": found.estimate.get(gain, np.nan),
+            f"gain_se{suffix}": found.se.get(gain, np.nan),
+        }
 
     rows = []
-    for name, inside in bounds.items():
+    for name, inside in masks.items():
+        told = {"where": name, "impressions": int(inside.sum()), "clicks": int(columns["click"][inside].sum())}
+        if known:
+            told["ceiling"] = ExpectedAUC("chance", "chance", f"in {name}")(columns, np.ones(len(inside)))
         for arm in ARMS:
-            told = figures(f"{name}/{arm}")
-            rows.append(
-                {
-                    "from_hours": name,
-                    "arm": arm,
-                    "impressions": int(inside.sum()),
-                    "clicks": int(columns["click"][inside].sum()),
-                    "with_similarity": float(columns[f"has/{arm}"][inside].mean()),
-                    "auc": told["value"],
-                    "auc_se": told["se"],
-                    "gain": told.get("gain", np.nan),
-                    "gain_se": told.get("gain_se", np.nan),
-                }
-            )
+            has = {"arm": arm, "with_similarity": float(columns[f"has/{arm}"][inside].mean())}
+            truth = figures(f"{name}/{arm}/truth", "_truth") if known else {}
+            rows.append(told | has | figures(f"{name}/{arm}") | truth)
     return pd.DataFrame(rows), {arm: figures(f"ndcg/{arm}") for arm in ARMS}

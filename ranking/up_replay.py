@@ -5,7 +5,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ranking.atomic import atomic_file
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
 
-__all__ = ["Clock", "backfill_before", "feed", "refresh_by"]
+__all__ = ["Arrivals", "Clock", "backfill_before", "enough_seeds", "feed", "refresh_by"]
 
 STEP = 0.2  # seconds between two looks at the clock
 MOST = 5_000  # clicks of a request
@@ -164,6 +164,59 @@ def _send(url: str, columns: dict[str, list[Any]], stop: threading.Event) -> boo
     return False
 
 
+def enough_seeds(timeline: Any, min_seeds: int) -> dict[Any, int]:
+    """Item id -> ms, when its `min_seeds`-th user first clicked it; items that have fewer are left out."""
+    user, item, time_ms, _ = timeline.seed_events()
+    by = np.lexsort((time_ms, user, item))
+    first = np.append(True, (np.diff(item[by]) != 0) | (np.diff(user[by]) != 0))[: len(by)]  # of a user on an item
+    by = by[first]
+    by = by[np.lexsort((time_ms[by], item[by]))]
+    starts = np.searchsorted(item[by], item[by])
+    enough = by[np.arange(len(by)) - starts == min_seeds - 1]
+    return dict(zip(timeline.item_ids[item[enough]].tolist(), time_ms[enough].tolist(), strict=True))
+
+
+class Arrivals:
+    """How long items waited for their similarity: from the user who made enough seeds to tables that have it.
+
+    Args:
+        ready: item id -> ms, as `enough_seeds` says.
+        since: int, ms. Items that had enough before are left out.
+    """
+
+    def __init__(self, ready: Mapping[Any, int], since: int) -> None:
+        self._ready = {item: moment for item, moment in ready.items() if moment >= since}
+        self._ticks: list[int] = []
+        self._served: dict[Any, tuple[int, int]] = {}
+
+    def look(self, similar: Iterable[Any], tick: int, published: int) -> None:
+        """Tables as of `tick` were published, ms of simulated time, with a similarity of these items."""
+        self._ticks.append(tick)
+        for item in similar:
+            if item in self._ready:
+                self._served.setdefault(item, (tick, published))
+
+    def refreshes(self) -> list[int]:
+        """How many refreshes each took that has its similarity: 1 where the next one did."""
+        found = []
+        for item, (tick, _) in self._served.items():
+            found.append(sum(self._ready[item] < other <= tick for other in self._ticks))
+        return found
+
+    def told(self, min_seeds: int, speed: float) -> str:
+        """In a sentence."""
+        waits = [(published - self._ready[item]) / 1000 for item, (_, published) in self._served.items()]
+        if not waits:
+            return f"No item gained its {min_seeds}th seed and a similarity meanwhile."
+        taken = self.refreshes()
+        within = f"{sum(count <= 1 for count in taken):,} of {len(taken):,}"
+        return (
+            f"{within} items had their similarity at the first refresh after their {min_seeds}th seed, the last one at "
+            f"number {max(taken)}. They were served with it after {np.median(waits) / speed:.1f} s (median; at most "
+            f"{max(waits) / speed:.1f} s), which at {speed:,g}x are {np.median(waits) / 3600:.1f} h of the log."
+        )
+
+
 def refresh_by(
     clock: Clock,
     run: Path,
@@ -185,23 +238,42 @@ def refresh_by(
         models: Path.
         log: Path.
         data: Path.
-        every: float, simulated seconds. Where it is less than a second by the real clock, it is a second.
+        every: float, simulated seconds. Where it is less than a second by the real clock, it is a second; a refresh
+            that takes longer is followed by the next one at once.
         name: str. The model's name.
         host: str. Of the metrics.
         port: int. Likewise.
         stop: Event. Set, it ends the refresh that runs after the step in hand.
     """
+    import pandas as pd
+
     from lookalike.clicklog import ClickLog
     from lookalike.seeds import SeedStore
     from ranking.refresh import Refreshed, Refresher
     from ranking.refresh_metrics import seed_metrics, serve_metrics
     from ranking.run import load_run
+    from ranking.timeline import Timeline
 
     class Simulated(Refresher):
+        similar = pd.Index([])
+
         def once(self, now: int | None = None) -> Refreshed:
             return super().once(clock.now() if now is None else now)
 
+        def _cluster(self, done: Refreshed, state: Any, order: np.ndarray) -> None:
+            pause, self.every = self.every, every  # the time that it would have had, or items would wait for another
+            try:
+                super()._cluster(done, state, order)
+            finally:
+                self.every = pause
+
+        def _publish(self, done: Refreshed, state: Any) -> None:
+            super()._publish(done, state)
+            self.similar = self._table.item_ids[self._table.similar(self.min_seeds)]
+
     loaded = load_run(run)
+    few = loaded.schema.min_seeds
+    arrivals = Arrivals(enough_seeds(Timeline(Dataset(data)), few), clock.origin)
     with ClickLog(log, write=False) as opened:
         store = SeedStore()
         refresher = Simulated(
@@ -211,8 +283,17 @@ def refresh_by(
             opened,
             name=name,
             data=data,
-            min_seeds=loaded.schema.min_seeds,
+            min_seeds=few,
             every=max(SHORTEST, every / clock.speed),
         )
-        with refresher, serve_metrics(lambda: refresher.metrics.text() + seed_metrics(store), host, port):
-            refresher.run(stop)
+
+        def look(done: Refreshed | None) -> None:
+            if done is not None and done.version is not None:
+                arrivals.look(refresher.similar, done.tick, clock.now())
+
+        with refresher:
+            refresher.stop = stop
+            look(refresher.once())  # whoever asks for the metrics starts the clock
+            with serve_metrics(lambda: refresher.metrics.text() + seed_metrics(store), host, port):
+                refresher.run(stop, look)
+    print(arrivals.told(few, clock.speed), flush=True)

@@ -29,7 +29,7 @@ class Screen:
         console: Console. Where it is no terminal, or with `live=False`, it gets a line every ten seconds.
         live: bool. Whether a terminal is drawn on. Defaults to `True`.
         as_json: bool. Whether each status is a line of JSON on standard output instead. Defaults to `False`.
-        where: sequence of (what, address): what the last lines say. Defaults to none.
+        where: sequence of (what, address): the screen's last lines, the first ones of others. Defaults to none.
     """
 
     def __init__(
@@ -44,17 +44,25 @@ class Screen:
         self._started = time.monotonic()
         self._told = -PLAIN_SECONDS
         self._said: list[str] = []
+        self._drawn: RenderableType = Text()
         draw = live and console.is_terminal and not as_json
         self._live = Live(console=console, auto_refresh=False, transient=False) if draw else None
 
     def __enter__(self) -> "Screen":
         if self._live is not None:
             self._live.start()
+        else:
+            for what, address in self._where:
+                self.say(what, address)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._live is None:
+            return
+        self._live.update(self._drawn, refresh=True)
+        self._live.stop()
+        for line in self._said:  # what the screen had to cut, in full
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True, style="dim")
 
     def say(self, name: str, line: str) -> None:
         """A line of a child, or about it. May come from any thread."""
@@ -66,12 +74,16 @@ class Screen:
     def show(self, children: Mapping[str, Child], status: Status, note: str = "") -> None:
         """Draws it, or prints it where its time has come."""
         if self._json:
-            told = {name: {"state": child.state, "restarts": child.restarts} for name, child in children.items()}
-            print(json.dumps({"processes": told, **status.as_dict(), "note": note}), flush=True)
+            told = {
+                name: {"state": child.state, "restarts": child.restarts, "pid": child.pid}
+                for name, child in children.items()
+            }
+            where = dict(self._where)
+            print(json.dumps({"processes": told, **status.as_dict(), "note": note, "where": where}), flush=True)
         elif self._live is not None:
-            drawn = screen_of(children, status, up=time.monotonic() - self._started, where=self._where, note=note)
+            self._drawn = screen_of(children, status, up=time.monotonic() - self._started, where=self._where, note=note)
             self._live.update(
-                Group(drawn, *(Text(line, "dim", no_wrap=True, overflow="ellipsis") for line in self._said)),
+                Group(self._drawn, *(Text(line, "dim", no_wrap=True, overflow="ellipsis") for line in self._said)),
                 refresh=True,
             )
         elif time.monotonic() - self._told >= PLAIN_SECONDS:
@@ -110,7 +122,7 @@ def screen_of(
             Text(again, "red"),
         )
     figures = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    figures.add_column(style="bold", no_wrap=True)
+    figures.add_column(style="bold", no_wrap=True, min_width=len("requests"))
     for _ in range(4):
         figures.add_column(no_wrap=True)
     for row in _rows(status):

@@ -1,5 +1,6 @@
 """The freshness page: how soon new items have a similarity, and what fresh tables are worth, in one HTML file."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ranking.freshness import Freshness
+from ranking.freshness_rows import AGES, PHASES
 from ranking.report import page as pages
 from ranking.report.page import bullets, plot, section, table
 from ranking.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, bars, layout
@@ -21,6 +23,18 @@ NAMES = {
     "daily seeds": "refreshed, but for the seeds",
     "refreshed": "refreshed",
 }
+PLACES = {
+    "before": "before any tables have it",
+    "between": "refreshed tables have it, the export not yet",
+    "after": "both have it",
+    "new": "all new items",
+    "all": "all items",
+}
+PHASES_TOLD = (
+    "Impressions of the items that gained a similarity meanwhile, by who had it at that moment: nobody, refreshed "
+    "tables only, or those exported once a {} too. Every impression is judged with tables of clicks strictly before "
+    "it. All arms are the same models on the same rows; bars are 95 % intervals by a bootstrap over users. "
+)
 COLORS = {"frozen": GREY, "daily": ORANGE, "daily seeds": GREEN, "refreshed": BLUE}
 
 
@@ -37,10 +51,6 @@ def render(found: Freshness) -> str:
         f"{about['items_born']:,} items were born, and {about['items_ready']:,} of them had {about['min_seeds']} users "
         "who clicked before the end: the others have no similarity in any tables. A curve ends below 100 % for that."
     )
-    after = (
-        "AUC of the click on impressions of items born meanwhile, by the age of the item when it was shown; bars are "
-        "95 % intervals by a bootstrap over users. All arms are the same models on the same rows."
-    )
     parts = [
         pages.verdict(verdict(found), _gain(found, "new", "daily")[0] > 0),
         section(
@@ -48,12 +58,19 @@ def render(found: Freshness) -> str:
             soft(escape(born)),
             plot("births", "Share of new items with a similarity by hours since birth.", 380),
             _waits(found),
+            soft(escape(_taken(found))),
+        ),
+        section(
+            "Ranking quality before and after the similarity",
+            soft(escape(PHASES_TOLD.format(_span(about["tick"])) + _truth_told(found))),
+            plot("phases", "AUC before and after an item has a similarity, for tables of different ages.", 360),
+            _quality(found, PHASES, "quality-by-phase"),
         ),
         section(
             "Ranking quality by age",
-            soft(escape(after)),
-            plot("quality", "AUC by hours since birth, for tables of different ages.", 380),
-            _quality(found),
+            soft(escape("The same for every item born meanwhile, by its age when it was shown.")),
+            plot("ages", "AUC by hours since birth, for tables of different ages.", 360),
+            _quality(found, [*map(str, AGES), "new", "all"], "quality-by-age"),
         ),
         section("How to read this", bullets(_caveats(found))),
     ]
@@ -63,13 +80,32 @@ def render(found: Freshness) -> str:
         f"{_span(about['every'])}.",
         "".join(parts),
         "Made by seedrank freshness.",
-        {"births": _births(found), "quality": _by_age(found)},
+        {"births": _births(found), "phases": _drawn(found, PHASES), "ages": _drawn(found, [*map(str, AGES)])},
     )
 
 
 def _gain(found: Freshness, where: str, arm: str) -> tuple[float, float]:
-    rows = found.quality[(found.quality["from_hours"] == where) & (found.quality["arm"] == arm)]
+    rows = found.quality[(found.quality["where"] == where) & (found.quality["arm"] == arm)]
     return (float(rows["gain"].iloc[0]), float(rows["gain_se"].iloc[0])) if len(rows) else (np.nan, np.nan)
+
+
+def _truth_told(found: Freshness) -> str:
+    if "ceiling" not in found.quality:
+        return ""
+    return (
+        "'AUC by the truth' counts each impression by the chance of a click that the simulator gave it, in place of "
+        "the click: the same number without the luck of the labels. The last column is that of the chances themselves, "
+        "which nothing can pass."
+    )
+
+
+def _taken(found: Freshness) -> str:
+    taken = found.refreshes()
+    within = int((taken <= 1).sum())
+    return (
+        f"{within:,} of {len(taken):,} items had their similarity at the first refresh after the user who made enough "
+        "seeds clicked" + (f"; the longest took {int(taken.max())} refreshes." if within < len(taken) else ".")
+    )
 
 
 def verdict(found: Freshness) -> str:
@@ -86,10 +122,17 @@ def verdict(found: Freshness) -> str:
     gain, error = _gain(found, "new", "daily")
     seeds, seeds_error = _gain(found, "new", "daily seeds")
     surely = "" if abs(gain) > 1.96 * error else ", which chance may explain"
+    between, between_error = _gain(found, "between", "daily seeds")
+    meanwhile = ""
+    if not np.isnan(between):
+        meanwhile = (
+            " While refreshed tables have an item's similarity and the export has not, the seeds alone change it by "
+            f"{_signed(between)} ± {between_error:.4f}."
+        )
     return (
         f"{first}On impressions of new items the AUC of the click changes by {_signed(gain)} ± {error:.4f}{surely}; "
         f"fresh seeds alone make {_signed(seeds)} ± {seeds_error:.4f} of it, the rest are statistics, and items that "
-        "are known at all."
+        f"are known at all.{meanwhile}"
     )
 
 
@@ -105,23 +148,23 @@ def _waits(found: Freshness) -> str:
     )
 
 
-def _quality(found: Freshness) -> str:
+def _quality(found: Freshness, places: Sequence[str], name: str) -> str:
+    truth = "ceiling" in found.quality
     rows = []
-    for row in found.quality.to_dict("records"):
-        gain = "" if np.isnan(row["gain"]) else f"{_signed(row['gain'])} ± {row['gain_se']:.4f}"
-        rows.append(
-            [
-                escape(_age(row["from_hours"])),
-                escape(NAMES[row["arm"]]),
-                f"{row['impressions']:,}",
-                f"{row['clicks']:,}",
-                f"{row['with_similarity']:.0%}",
-                f"{row['auc']:.4f}",
-                gain,
-            ]
-        )
-    head = ["Age", "Tables", "Impressions", "Clicks", "With similarity", "AUC", "Refreshed minus this, ± error"]
-    return table(head, rows, style="number", name="quality-by-age")
+    for row in found.quality[found.quality["where"].isin(places)].to_dict("records"):
+        cells = [escape(_place(row["where"])), escape(NAMES[row["arm"]]), f"{row['impressions']:,}"]
+        cells += [f"{row['clicks']:,}", f"{row['with_similarity']:.0%}", f"{row['value']:.4f}", _change(row, "")]
+        if truth:
+            cells += [f"{row['value_truth']:.4f}", _change(row, "_truth"), f"{row['ceiling']:.4f}"]
+        rows.append(cells)
+    head = ["Impressions", "Tables", "Rows", "Clicks", "With similarity", "AUC", "Refreshed minus this, ± error"]
+    head += ["AUC by the truth", "Refreshed minus this, ± error", "The truth's own"] if truth else []
+    return table(head, rows, style="number", name=name)
+
+
+def _change(row: Mapping[Any, Any], suffix: str) -> str:
+    gain = row[f"gain{suffix}"]
+    return "" if np.isnan(gain) else f"{_signed(gain)} ± {row[f'gain_se{suffix}']:.4f}"
 
 
 def _births(found: Freshness) -> dict[str, Any]:
@@ -153,13 +196,16 @@ def _births(found: Freshness) -> dict[str, Any]:
     return {"data": traces, "layout": drawn}
 
 
-def _by_age(found: Freshness) -> dict[str, Any]:
-    quality = found.quality[~found.quality["from_hours"].isin(["new", "all"])]
+def _drawn(found: Freshness, places: Sequence[str]) -> dict[str, Any]:
+    """AUC by place, an arm a line; by the truth where it is known, which has less noise."""
+    suffix = "_truth" if "ceiling" in found.quality else ""
+    value, error = f"value{suffix}", f"se{suffix}"
+    quality = found.quality[found.quality["where"].isin(places)]
     traces: list[dict[str, Any]] = []
     for arm, label in NAMES.items():
-        rows = quality[(quality["arm"] == arm) & quality["auc"].notna()]
-        middle = rows["auc"].round(5).tolist()
-        low, high = ((rows["auc"] + sign * 1.96 * rows["auc_se"]).round(5).tolist() for sign in (-1, 1))
+        rows = quality[(quality["arm"] == arm) & quality[value].notna()]
+        middle = rows[value].round(5).tolist()
+        low, high = ((rows[value] + sign * 1.96 * rows[error]).round(5).tolist() for sign in (-1, 1))
         traces.append(
             {
                 "type": "scatter",
@@ -167,12 +213,13 @@ def _by_age(found: Freshness) -> dict[str, Any]:
                 "marker": {"color": COLORS[arm], "size": 7},
                 "line": {"color": COLORS[arm], "width": 1.5},
                 "name": label,
-                "x": [_age(name) for name in rows["from_hours"]],
+                "x": [_place(name).replace(", ", ",<br>") for name in rows["where"]],
                 "y": middle,
                 "error_y": bars(middle, low, high, COLORS[arm]),
             }
         )
-    return {"data": traces, "layout": layout(xaxis=axis("age of the item", type="category"), yaxis=axis("AUC"))}
+    title = "AUC by the truth" if suffix else "AUC"
+    return {"data": traces, "layout": layout(xaxis=axis("", type="category"), yaxis=axis(title))}
 
 
 def _caveats(found: Freshness) -> list[str]:
@@ -194,8 +241,8 @@ def _caveats(found: Freshness) -> list[str]:
     ]
 
 
-def _age(name: str) -> str:
-    return {"new": "all new items", "all": "all items"}.get(name, f"from {name} h")
+def _place(name: str) -> str:
+    return PLACES[name] if name in PLACES else f"from {name} h"
 
 
 def _hours(value: float) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 
 from rich.console import Console
@@ -170,7 +171,7 @@ def test_json_is_a_line_each_time(capsys):
         screen.show(children(), LARGE, "x")
         screen.show(children(), Status())
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first["processes"]["refresh"] == {"state": "waiting", "restarts": 12}
+    assert first["processes"]["refresh"] == {"state": "waiting", "restarts": 12, "pid": None}
     assert first["version"] == 1795431703937 and second["version"] is None
 
 
@@ -183,3 +184,26 @@ def test_a_terminal_is_drawn_on_and_shows_the_last_words():
         screen.show(children(), LARGE)
     drawn = out.getvalue()
     assert "line 4" in drawn and "line 1" not in drawn
+    # At the end what was cut is there in full, once, under the last screen.
+    assert drawn.count("x" * 200) == 3 and drawn.index("seeds") < drawn.index("x" * 200)
+
+
+def test_colors_are_left_out_where_the_user_says_so(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    with Screen(Console(file=out, force_terminal=True, width=80, height=24)) as screen:
+        screen.show(children(), LARGE)
+    colors = re.findall(r"\x1b\[([0-9;]*)m", out.getvalue())
+    assert not [
+        code for sequence in colors for code in sequence.split(";") if code.isdigit() and 30 <= int(code) <= 107
+    ]
+
+
+def test_without_a_screen_the_first_lines_say_where_everything_is(capsys):
+    out = io.StringIO()
+    with Screen(Console(file=out, width=80), where=WHERE[:1]):
+        pass
+    assert out.getvalue() == "clicks: http://127.0.0.1:8600/v1/clicks\n"
+    with Screen(Console(file=io.StringIO()), as_json=True, where=WHERE[:1]) as screen:
+        screen.show({}, Status())
+    assert json.loads(capsys.readouterr().out)["where"] == dict(WHERE[:1])
