@@ -180,9 +180,10 @@ def test_import_loads_no_tensorflow(name):
 
 
 @pytest.mark.parametrize("name", ["lookalike.clicklog", "lookalike.seeds", "lookalike.snapshots", "ranking.ingest"])
-def test_processes_that_store_clicks_start_without_scikit_learn(name):
-    """It takes a second and a half of each restart."""
-    assert python(f"import sys, {name}; print('sklearn' in sys.modules)").splitlines() == ["False"]
+def test_processes_that_store_clicks_start_without_scikit_learn_and_scipy(name):
+    """They take a second each of every restart."""
+    code = f"import sys, {name}; print({{'sklearn', 'scipy.optimize', 'scipy.sparse'}} & {{*sys.modules}})"
+    assert python(code).splitlines() == ["set()"]
 
 
 def test_help_of_every_command_loads_no_tensorflow():
