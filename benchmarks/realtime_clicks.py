@@ -1,6 +1,6 @@
-"""What realtime.py measures of clicks: the log, its HTTP door, the seed store, each with its ceiling of the same run.
+"""What realtime.py measures of clicks on their way in: the log, its HTTP door, and how soon a click is a seed.
 
-python benchmarks/realtime_clicks.py post|trickle|follow|store ...    # are the other processes
+python benchmarks/realtime_clicks.py post|trickle|follow ...    # are the other processes
 """
 
 import contextlib
@@ -8,6 +8,8 @@ import http.client
 import json
 import os
 import re
+import selectors
+import socket
 import subprocess
 import sys
 import tempfile
@@ -53,11 +55,6 @@ def cpu_of(pid: int) -> float:
     """CPU seconds of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def memory(what: str = "VmRSS") -> int:
-    """Bytes of this process in memory."""
-    return int(re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
 def until(seconds: float, work: Callable[[], Any]) -> list[float]:
@@ -170,9 +167,9 @@ class Service:
 
 
 def start(*words: object) -> subprocess.Popen:
-    """This file as another process."""
+    """A script of this folder, the first word, as another process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, __file__, *map(str, words)]
+    line = [sys.executable, *map(str, words)]
     return subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -192,51 +189,76 @@ def over_http(folder: Path, cases: list[tuple[int, int]], seconds: float) -> lis
     with Service(folder / "http") as service:
         for connections, size in cases:
             cpu = service.cpu()
-            row = answer(start("post", service.port, connections, size, seconds))
+            row = answer(start(__file__, "post", service.port, connections, size, seconds))
             row["server_cpu"] = (service.cpu() - cpu) / row["clicks"]
             found.append({"connections": connections, "clicks_a_request": size, **row})
     return found
 
 
 def post(port: int, connections: int, size: int, seconds: float) -> dict:
-    """The client's process: prepared bodies, so that it takes little of the machine."""
-    clicks, now = Clicks(), int(time.time() * 1000)
-    bodies = []
-    for _ in range(4):
+    """The client's process: prepared bytes in one thread, so that it takes little of the machine."""
+    clicks, now, requests = Clicks(), int(time.time() * 1000), []
+    for _ in range(8):
         user, item, _ = clicks(size)
         lines = zip(user.tolist(), item.tolist(), strict=True)
-        bodies.append("".join(f'{{"user_id":{u},"item_id":{i},"time":{now}}}\n' for u, i in lines).encode())
+        body = "".join(f'{{"user_id":{u},"item_id":{i},"time":{now}}}\n' for u, i in lines)
+        head = f"POST /v1/clicks HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        requests.append((head + body).encode())
+    calls, number = [], 0
+    with selectors.DefaultSelector() as selector:
+        asked: dict[socket.socket, float] = {}
 
-    def ask(number: int) -> list[float]:
-        connection, place = http.client.HTTPConnection("127.0.0.1", port), number
+        def ask(connection: socket.socket) -> None:
+            nonlocal number
+            number += 1
+            asked[connection] = time.perf_counter()
+            connection.sendall(requests[number % len(requests)])
 
-        def once() -> None:
-            nonlocal place
-            connection.request("POST", "/v1/clicks", bodies[place % len(bodies)])
-            reply = connection.getresponse()
-            text = reply.read()
-            if reply.status != 200:
-                raise SystemExit(f"{reply.status} {text[:200]!r}")
-            place += 1
-
-        return until(seconds, once)
-
-    start, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(connections) as pool:
-        calls = [call for one in pool.map(ask, range(connections)) for call in one]
-    took, sent = time.perf_counter() - start, size * len(calls)
+        begin, cpu = time.perf_counter(), time.process_time()
+        for _ in range(connections):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(connection, selectors.EVENT_READ)
+            ask(connection)
+        while asked:
+            for key, _ in selector.select():
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                read_reply(connection)
+                calls.append(time.perf_counter() - asked.pop(connection))
+                if time.perf_counter() < begin + seconds:
+                    ask(connection)
+                else:
+                    selector.unregister(connection)
+                    connection.close()
+    took, sent = time.perf_counter() - begin, size * len(calls)
     p50, p99 = np.percentile(calls, [50, 99])
     row = {"clicks": sent, "per_second": sent / took, "p50": 1e3 * p50, "p99": 1e3 * p99}
     return {**row, "client_cpu": (time.process_time() - cpu) / sent}
 
 
+def _closed() -> bytes:
+    raise SystemExit("the service closed a connection")
+
+
+def read_reply(connection: socket.socket) -> None:
+    """A reply, which has to be a good one, to its last byte."""
+    data = b""
+    while not (found := re.search(rb"Content-Length: (\d+)\r\n(?:.*\r\n)*?\r\n", data)):
+        data += connection.recv(65536) or _closed()
+    if not data.startswith(b"HTTP/1.1 200 "):
+        raise SystemExit(f"a request was refused: {data[:300]!r}")
+    while len(data) < found.end() + int(found[1]):
+        data += connection.recv(65536) or _closed()
+
+
 def click_to_seed(folder: Path, rate: float, seconds: float) -> dict:
     """Requests of a click each at random moments, whatever becomes of those before: until a follower's store has it."""
     with Service(folder / "trickle") as service:
-        follower = start("follow", folder / "trickle")
+        follower = start(__file__, "follow", folder / "trickle")
         assert follower.stdout is not None
         follower.stdout.readline()  # it has opened the log
-        sent = answer(start("trickle", service.port, rate, seconds))
+        sent = answer(start(__file__, "trickle", service.port, rate, seconds))
         time.sleep(1.0)
         seen = answer(follower)
     return {"rate": rate, "poll": POLL, **sent, **seen}
@@ -291,115 +313,11 @@ def follow(folder: str) -> dict:
     return {**row, "most": float(np.concatenate(ages).max())}
 
 
-# The store.
-
-
-def fill(folder: Path, clicks: Clicks, count: int) -> float:
-    """Appends so many clicks in large batches; clicks a second."""
-    took = 0.0
-    with ClickLog(folder, user_ids="int64", item_ids="int64") as log:
-        for low in range(0, count, 500_000):
-            batch = clicks(min(500_000, count - low))
-            begin = time.perf_counter()
-            log.append(*batch)
-            took += time.perf_counter() - begin
-    return count / took
-
-
-def stores(folder: Path, seeds: int, more: int) -> dict:
-    """A replay from nothing, a snapshot, more clicks, and a restart: each in a process of its own."""
-    log, snapshots, clicks = folder / "store", folder / "snapshots", Clicks()
-    filled = fill(log, clicks, seeds)
-    small = folder / "small"
-    fill(small, Clicks(), 1000)
-    answer(start("store", small, folder / "none", "load"))  # compiled code is on the disk from here on
-    replay = answer(start("store", log, snapshots, "save"))
-    fill(log, clicks, more)
-    begin = time.perf_counter()
-    process = start("store", log, snapshots, "load")
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
-    wall = time.perf_counter() - begin
-    answer(process)
-    size = max(path.stat().st_size for path in snapshots.rglob("*") if path.is_file())
-    return {"filled": filled, "replay": replay, "restart": {**ready, "wall": wall, "replayed": more}, "snapshot": size}
-
-
-def store(folder: str, snapshots: str, then: str) -> dict:
-    """The store's process: from its start to a store that is ready; a snapshot where it is asked for."""
-    began = _started()
-    from lookalike.seeds import SeedStore
-    from lookalike.snapshots import Snapshots, open_store
-
-    SeedStore().items()  # what code takes is no seed
-    imported, before = time.clock_gettime(time.CLOCK_BOOTTIME), memory()
-    with ClickLog(folder, write=False) as log:
-        reading = time.perf_counter()
-        events = sum(len(batch) for batch in log.read()) if then == "save" else 0
-        reading = time.perf_counter() - reading
-        cpu, opening = time.process_time(), time.perf_counter()
-        opened = open_store(log, Snapshots(snapshots))
-        took, cpu = time.perf_counter() - opening, time.process_time() - cpu
-        seeds = int(opened.seed_counts(opened.items()).sum())
-        row = {"start": imported - began, "open": took, "cpu": cpu, "events": log.end, "seeds": seeds}
-        row |= {"resident": memory() - before, "most": memory("VmHWM") - before, "nbytes": opened.nbytes}
-        row |= {"read_per_second": events / reading if events else None}
-        print(json.dumps(row), flush=True)  # it is ready
-        if then == "save":
-            begin, cpu = time.perf_counter(), time.process_time()
-            Snapshots(snapshots).save(opened)
-            row |= {"save": time.perf_counter() - begin, "save_cpu": time.process_time() - cpu}
-    return row
-
-
-def _started() -> float:
-    """The moment this process began, in seconds since the machine did."""
-    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    return ticks / TICKS
-
-
-# Ceilings.
-
-
-def ceilings(folder: Path, seconds: float) -> dict:
-    """What this machine does: syncs, bytes to its disk, bytes and places of its memory, all in one thread."""
-    import numba
-
-    with raw_file(folder) as write:
-        syncs = until(seconds, lambda: write(4096))
-        large = until(seconds, lambda: write(4 << 20))
-    source = np.ones(8 << 20)  # 64 MB: no cache holds it
-    target = source.copy()
-    copies = until(seconds, lambda: np.copyto(target, source))
-
-    @numba.njit
-    def touch(table: np.ndarray, times: int) -> int:
-        place = np.uint64(88172645463325252)
-        for _ in range(times):
-            place ^= place << np.uint64(13)
-            place ^= place >> np.uint64(7)
-            place ^= place << np.uint64(17)
-            table[place & np.uint64(len(table) - 1)] += 1
-        return int(table[0])
-
-    table = np.ones(1 << 26, np.int64)  # 512 MB
-    touch(table, 1000)
-    places = until(seconds, lambda: touch(table, 5_000_000))
-    return {
-        "syncs_per_second": 1 / float(np.mean(syncs)),
-        "disk_bytes_per_second": (4 << 20) / float(np.mean(large)),
-        "copied_bytes_per_second": 2 * source.nbytes / float(np.median(copies)),
-        "places_per_second": 5_000_000 / float(np.median(places)),
-    }
-
-
 if __name__ == "__main__":
     name, *words = sys.argv[1:]
     if name == "post":
         print(json.dumps(post(int(words[0]), int(words[1]), int(words[2]), float(words[3]))))
     elif name == "trickle":
         print(json.dumps(trickle(int(words[0]), float(words[1]), float(words[2]))))
-    elif name == "follow":
-        print(json.dumps(follow(words[0])))
     else:
-        print(json.dumps(store(*words)))
+        print(json.dumps(follow(words[0])))

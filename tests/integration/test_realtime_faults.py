@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import urllib3
 
-from lookalike.clicklog import ClickLog
+from lookalike.clicklog import ClickLog, ClickLogError
 from lookalike.clustering import cluster
 from lookalike.scorer import Scorer
 from lookalike.seeds import SeedStore
@@ -381,6 +382,80 @@ def test_shuffled_repeated_interleaved_delivery(tmp_path):
         assert store.counts.accepted == len(order)
         states.append(state_of(Snapshots(tmp_path / "2").save(store)))
     assert states[0] == states[1]
+
+
+# Processes that stand still.
+
+STOPPED = """
+import sys, time
+import numpy as np
+from lookalike.clicklog import ClickLog, ClickLogError
+from lookalike.seeds import SeedStore
+from lookalike.snapshots import catch_up
+
+what, folder, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+number = np.arange(count)
+user, item, moment = number * 7919 % 100_003, number * 104_729 % 20, 1740960000000 + 10 * number
+store = SeedStore()
+with ClickLog(folder, write=what == "writer") as log:
+    store.items()  # compiled code is loaded
+    print("open", flush=True)
+    sys.stdin.readline()
+    while log.end < count or store.offset < count:
+        if what == "writer":
+            after = min(log.end + 200, count)
+            log.append(user[log.end:after], item[log.end:after], moment[log.end:after])
+        catch_up(store, log)
+    print(store.offset, store.counts.accepted, store.counts.applied + store.counts.duplicate, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def process_of(what: str, folder: Path, count: int) -> Iterator[subprocess.Popen]:
+    line = [sys.executable, "-c", STOPPED, what, str(folder), str(count)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "open\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_processes_that_stand_still_lose_nothing_and_go_on(tmp_path):
+    """A writer and a follower stopped at random moments, for as long as it takes: what others see meanwhile is whole.
+
+    While the writer stands still nobody else may write: it holds the log, and what it was about to do, it will do.
+    """
+    rng, count, stops = np.random.default_rng(6), 60_000, 25
+    with ClickLog(tmp_path) as log:
+        log.append(*clicks(0, 200))
+    with process_of("writer", tmp_path, count) as writer, process_of("follower", tmp_path, count) as follower:
+        stood = 0
+        for process in (writer, follower):
+            process.stdin.write("go\n")
+        for number in range(stops):
+            one = (writer, follower)[number % 2]
+            os.kill(one.pid, signal.SIGSTOP)
+            time.sleep(rng.uniform(0.0, 0.02))
+            with ClickLog(tmp_path, write=False) as log:
+                stood += 200 < log.end < count
+                assert log.end % 200 == 0
+                if number % 6 == 0:
+                    assert_holds(log, log.end)
+            if one is writer:
+                with pytest.raises(ClickLogError, match=f"process {writer.pid} writes this log already"):
+                    ClickLog(tmp_path)
+            os.kill(one.pid, signal.SIGCONT)
+            time.sleep(rng.uniform(0.0, 0.02))
+        assert stood  # they were at work
+        for process in (writer, follower):
+            assert process.stdout.readline().split() == [str(count)] * 3
+            process.stdin.write("end\n")
+            assert process.wait(60) == 0
+    with ClickLog(tmp_path) as log:
+        assert_holds(log, count)
 
 
 # Clocks.
