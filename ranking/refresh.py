@@ -36,6 +36,7 @@ __all__ = ["PRODUCTION_SEEDS", "Refreshed", "Refresher"]
 PRODUCTION_SEEDS = 100  # of the paper's authors: below it, no similarity
 TABLE = ".refresh.npz"  # beside the versions: servers look at folders named by numbers only
 BUDGET = 0.6  # of the interval, for clustering: the rest is for tables and publishing
+FOLLOW = 0.5  # seconds between two looks at the log while no refresh runs
 _log = logging.getLogger("ranking.refresh")
 
 
@@ -119,6 +120,7 @@ class Refresher:
         self._transformed: tuple[np.ndarray, np.ndarray] | None = None  # of which vectors, and who is usable
         self._cohorts: tuple[Any, Any, np.ndarray] | None = None
         self._checked = False
+        self._ahead = 0  # events that were taken in since the last refresh
 
     def __enter__(self) -> "Refresher":
         with contextlib.ExitStack() as stack:
@@ -133,7 +135,7 @@ class Refresher:
     def run(self, stop: threading.Event, after: Callable[[Refreshed | None], None] = lambda _: None) -> None:
         """Refreshes until told to stop; a failure is counted and logged, and what is served stays as it was.
 
-        A refresh that is due while one runs is left out and counted.
+        A refresh that is due while one runs is left out and counted. Between two of them clicks become seeds at once.
 
         Args:
             stop: Event. Becomes `stop` of the refresher.
@@ -141,7 +143,7 @@ class Refresher:
         """
         self.stop = stop
         due = time.monotonic()
-        while not stop.wait(max(0.0, due - time.monotonic())):
+        while not self._stopped_before(due):
             try:
                 after(self.once())
             except Exception as error:  # whatever it is, the next round tries again
@@ -151,6 +153,13 @@ class Refresher:
             over = int((time.monotonic() - due) // self.every)
             self.metrics.count("skipped_ticks_total", over)
             due += (over + 1) * self.every
+
+    def _stopped_before(self, due: float) -> bool:
+        """Follows the log until the next refresh is due; whether it was told to stop before."""
+        while (left := due - time.monotonic()) > 0 and not self.stop.wait(min(left, FOLLOW)):
+            with contextlib.suppress(Exception):  # the refresh meets it again, and counts it
+                self._ahead += self.follow()
+        return self.stop.is_set()
 
     def follow(self) -> int:
         """Takes in what the log gained; how many events. Safe beside another thread that does the same."""
@@ -174,7 +183,7 @@ class Refresher:
         reason = "log"
         try:
             with done.step("log"):
-                done.events = self.follow()
+                done.events, self._ahead = self._ahead + self.follow(), 0
             if pinned(self._base) is not None:
                 return self._paused(done)
             reason = "space"

@@ -798,6 +798,26 @@ def test_running_it_skips_what_it_missed_and_stops_after_the_step_in_hand(place)
     assert min(np.diff(started)) >= 0.35
 
 
+def test_between_refreshes_clicks_become_seeds_and_the_next_one_counts_them(place):
+    place.feed(TRAINED)
+    stop, first, caught = threading.Event(), threading.Event(), 0
+    with place.refresher(every=3600.0) as refresher:
+        thread = threading.Thread(target=refresher.run, args=[stop, lambda _: first.set()])
+        thread.start()
+        assert first.wait(60)
+        for number in range(3):
+            place.append([2**53 + number], ["店-1"], [TRAINED + number])
+            end = time.monotonic() + 30
+            while place.store.offset < place.log.end and time.monotonic() < end:
+                time.sleep(0.01)
+            caught += place.store.offset == place.log.end
+        stop.set()
+        thread.join()
+        place.append([2**53], ["店-2"], [TRAINED + 5])
+        assert caught == 3 and len(place.published) == 1
+        assert refresher.once(TRAINED + 10).events == 4
+
+
 def test_a_stop_while_it_clusters_publishes_nothing(place):
     place.feed(TRAINED + DAY)
     with place.refresher() as refresher:
