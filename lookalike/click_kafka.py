@@ -76,10 +76,10 @@ class KafkaSource:
             if message.error():
                 failed = message.error()
                 continue
-            partition = (message.topic(), message.partition())
-            self._pulled.setdefault(partition, message.offset())
-            place = f"{partition[0]} {partition[1]}:{message.offset()}"
-            entries.append(Entry(place, (*partition, message.offset()), message.value() or b""))
+            place: Any = message.topic(), message.partition(), message.offset()  # there where there is no error
+            topic, number, offset = place
+            self._pulled.setdefault((topic, number), offset)
+            entries.append(Entry(f"{topic} {number}:{offset}", place, message.value() or b""))
         if failed is not None and not entries:
             raise StoreUnavailable(f"Kafka: {_words(failed)}.")
         return entries

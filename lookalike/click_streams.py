@@ -15,10 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from lookalike.click_packing import Clicks, unpack, unpack_fields
-from lookalike.clicklog import ClickLog
 from lookalike.redis_link import StoreUnavailable
 
-__all__ = ["Entry", "Pump", "Source"]
+__all__ = ["Entry", "Log", "Pump", "Source"]
 
 _logger = logging.getLogger("lookalike.click_streams")
 _LONGEST_PAUSE = 10.0  # seconds between two tries
@@ -55,6 +54,23 @@ class Source(Protocol):
         """Leaves the stream."""
 
 
+class Log(Protocol):
+    """What a `Pump` needs of a click log."""
+
+    folder: Path
+
+    @property
+    def user_ids(self) -> str:
+        """`"int64"` or `"string"`."""
+
+    @property
+    def item_ids(self) -> str:
+        """`"int64"` or `"string"`."""
+
+    def append(self, user: Any, item: Any, time: Any, kind: Any) -> Any:
+        """When it returns, the events are durable. ValueError: one breaks a rule, none is taken."""
+
+
 class Pump:
     """Moves entries from a source into a click log, and acknowledges them when the log has them on the disk.
 
@@ -64,7 +80,7 @@ class Pump:
 
     Args:
         source: Source. The stream.
-        log: ClickLog. Its one writer.
+        log: ClickLog, or what writes to one. Its one writer.
         set_aside: str or Path, optional. Defaults to `set-aside.jsonl` in the folder of the log.
         set_aside_bytes: int. When the file is as large, more is counted and not kept. Defaults to `67_108_864`.
 
@@ -81,7 +97,7 @@ class Pump:
     def __init__(
         self,
         source: Source,
-        log: ClickLog,
+        log: Log,
         *,
         set_aside: str | Path | None = None,
         set_aside_bytes: int = 67_108_864,

@@ -76,25 +76,29 @@ class Session:
     def ask(self, commands: Commands) -> list[Any]:
         """The replies to some commands, all within the deadline."""
         connection = self._connection
-        late = threading.Event()
+        late, done = threading.Event(), threading.Event()
 
-        def end() -> None:
-            late.set()
-            connection.disconnect()
+        def watch() -> None:
+            pause = self._deadline
+            while not done.wait(pause):  # again, for it may be connecting just then
+                late.set()
+                connection.disconnect()
+                pause = _PAUSE
 
         # A timeout of the socket is for one wait; a server that sends a byte now and then would never run into it.
-        watch = threading.Timer(self._deadline, end)
-        watch.daemon = True
-        watch.start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             connection.send_packed_command([b"".join(commands.pieces)], check_health=False)
             return [connection.read_response(disable_decoding=True) for _ in range(commands.count)]
         except Exception as error:
             if late.is_set():
                 raise TimeoutError(f"no answer within {self._deadline:g} s") from error
+            if isinstance(error, ArithmeticError | LookupError | TypeError | ValueError | MemoryError):
+                if not isinstance(error, OSError):  # as an error of certificates is
+                    raise WrongAnswer("no reply of the protocol") from error
             raise
         finally:
-            watch.cancel()
+            done.set()
 
     def ask_one(self, *words: bytes | str | int) -> Any:
         """The reply to one command."""
@@ -149,18 +153,15 @@ class Link:
         try:
             import redis
             from redis.backoff import NoBackoff
+            from redis.connection import parse_url
             from redis.retry import Retry
         except ImportError:
             raise ImportError(_INSTALL) from None
         self._errors = redis.exceptions
         self._deadline, self._retries, self._rest, self._rest_until = deadline, retries, rest, 0.0
         self._reason = ""
-        try:
-            pool = redis.ConnectionPool.from_url(url)
-        except ValueError as error:
-            raise ValueError(f"`url` should be a URL that redis-py reads, {self.place} is not.") from error
-        # Not handed to from_url: the options of a URL go before the arguments there.
-        settings = pool.connection_kwargs | {
+        # Not handed to a pool: it would add what needs another protocol, and options of the URL would go before these.
+        settings = {
             "protocol": 2,
             "decode_responses": False,
             "socket_timeout": deadline,
@@ -169,7 +170,13 @@ class Link:
             "driver_info": None,  # no CLIENT SETINFO, for which the user needs no right
             "retry": Retry(NoBackoff(), 0),
         }
-        self._new = partial(pool.connection_class, **settings)
+        try:
+            found = parse_url(url)
+            kind = found.pop("connection_class", redis.Connection)
+            self._new = partial(kind, **found | settings)
+            self._new()  # it connects with its first command
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"`url` should be a URL that redis-py reads, {self.place} is not.") from error
         self._free: list[Any] = []
         self._process = os.getpid()
 
@@ -216,7 +223,7 @@ class Link:
         try:
             connection = self._free.pop()
         except IndexError:
-            connection = self._new()  # it connects with the first command, within its deadline
+            connection = self._new()
         try:
             yield Session(connection, self._deadline)
         except BaseException:

@@ -93,14 +93,15 @@ class RedisSeedStore:
         self._ledger = Ledger(self._link, name, settings)
         self._writes = Writes(self._ledger.prefix, latest, future_seconds)
         self._reads = Reads(self._ledger, self._writes)
-        self._field = f"offset {partition}"
+        self._partition, self._field = partition, f"offset {partition}"
         self._lock = threading.RLock()
         self._copies: OrderedDict[Any, tuple[float, int, Any]] = OrderedDict()  # what -> (when, bytes, answer)
         self._copy_bytes, self._held = copy_bytes, 0
         self._read_at: float | None = None
 
     def __repr__(self) -> str:
-        return f"RedisSeedStore({self._link.place!r}, name={self._ledger.prefix.decode()[1:-2]!r})"
+        name = self._ledger.prefix.decode()[1:-2]
+        return f"RedisSeedStore({self._link.place!r}, name={name!r}, partition={self._partition!r})"
 
     # Writing.
 
@@ -140,6 +141,22 @@ class RedisSeedStore:
 
         self._ledger.change(plan)
 
+    def belong(self, log: int) -> int:
+        """Says which click log the partition is of, where nobody has said so before.
+
+        Args:
+            log: int. The log's own number.
+
+        Returns:
+            int. The number of the log that it belongs to.
+        """
+        field = f"log {self._partition}"
+
+        def plan(session: Session, numbers: Numbers) -> Plan:
+            return None if field in numbers else (Commands(), {field: log})
+
+        return self._ledger.change(plan)[field]
+
     def erase(self, users: Iterable[int]) -> int:
         """Takes every trace of some users out for good, as `ClickLog.compact` does from the log.
 
@@ -174,8 +191,8 @@ class RedisSeedStore:
 
     @property
     def offset(self) -> int:
-        """Offset of the partition's next event to apply; 0 for a new store."""
-        return self._numbers().get(self._field, 0)
+        """Offset of the partition's next event to apply; 0 for a new store. Never of a copy."""
+        return self._link.run(self._ledger.read).get(self._field, 0)
 
     @property
     def counts(self) -> Counts:

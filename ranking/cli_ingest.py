@@ -32,6 +32,10 @@ def ingest(
         list[Path] | None,
         typer.Option(help="A growing file of JSON lines, or CSV where its name ends so; may be given again."),
     ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(help="A Redis stream or a Kafka topic to follow, as below.", envvar="SEEDRANK_STREAM"),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the token of the admin verbs, which are off without it.")
     ] = None,
@@ -39,7 +43,7 @@ def ingest(
         bool, typer.Option("--admin-anywhere", help="Answer admin verbs on other addresses than loopback too.")
     ] = False,
 ) -> None:
-    """Takes clicks over HTTP and from files into the click log; each is acknowledged when it is on the disk.
+    """Takes clicks over HTTP, from files or a stream into the click log; each is acknowledged when it is on the disk.
 
     One JSON object a line: user_id, item_id, time (ms since 1970, or ISO 8601 with its zone; else the time of arrival)
     and kind (click, or unclick to take clicks back). A line that is wrong refuses its request (400), and the reply
@@ -60,6 +64,14 @@ def ingest(
     LOG/tails/*.rejects with the reason. Their lines need a time.
 
       seedrank ingest --log clicks --tail /var/log/shop/clicks.jsonl
+
+    So is a stream (pip install 'seedrank[redis]' or 'seedrank[kafka]'): an entry has clicks as JSON lines, or packed by
+    lookalike.click_packing. What is wrong goes to LOG/set-aside.jsonl. A URL with a password is better given as
+    SEEDRANK_STREAM than in the arguments. Options of redis-py and librdkafka may follow in it.
+
+      seedrank ingest --log clicks --stream "redis://localhost:6379/0?stream=clicks&group=seedrank"
+
+      seedrank ingest --log clicks --stream "kafka://one:9092,two:9092/clicks?group=seedrank&security.protocol=SSL"
 
     Admin verbs: forget takes a user's clicks back on all items; erase removes his ids from the log's files, when the
     seed stores have read the forget; retain removes whole segments before an offset.
@@ -85,6 +97,7 @@ def ingest(
         host=host,
         port=port,
         tails=tail or (),
+        stream=stream,
         token=token,
         admin_anywhere=admin_anywhere,
     )

@@ -1,4 +1,4 @@
-"""Clicks over HTTP, or from files that grow, into the click log."""
+"""Clicks over HTTP, from files that grow or from a stream, into the click log."""
 
 import socket
 import threading
@@ -12,6 +12,7 @@ from ranking.errors import UserError
 from ranking.ingest_http import IngestHttp
 from ranking.ingest_log import LogWriter
 from ranking.ingest_metrics import IngestMetrics
+from ranking.ingest_streams import Stream
 from ranking.ingest_tail import Tail
 
 __all__ = ["Ingest", "read_token"]
@@ -20,10 +21,11 @@ SHORTEST_TOKEN = 16  # characters
 
 
 class Ingest:
-    """The one writer of a click log: an HTTP service and followed files.
+    """The one writer of a click log: an HTTP service, followed files, and a followed stream.
 
-    A click is acknowledged, by the reply or by the saved place in a file, only when it is durable in the log. What is
-    sent or read twice is in the log twice; the seed store takes it once, for it is the same user, item and time.
+    A click is acknowledged, by the reply, the saved place in a file or the stream's own way, only when it is durable in
+    the log. What is sent or read twice is in the log twice; the seed store takes it once, for it is the same user, item
+    and time.
 
     Args:
         folder: str or Path. The log; made where it is absent.
@@ -32,12 +34,13 @@ class Ingest:
         host: str. Address to listen on. Defaults to `"127.0.0.1"`.
         port: int. 0 takes a free one. Defaults to `8600`.
         tails: paths of files to follow, JSON lines, or CSV by the name. Defaults to none.
+        stream: str, optional. A Redis stream or a Kafka topic to follow, as `open_source` takes it. Defaults to none.
         token: str, optional. For admin verbs, which are off without it.
         admin_anywhere: bool. Whether admin verbs are answered on other addresses than loopback. Defaults to `False`.
 
     Raises:
         UserError: an address that can not be listened on, a log that another process writes or with other ids, a file
-            that can not be followed.
+            or stream that can not be followed.
 
     Example:
         with Ingest("clicks", port=0) as ingest:
@@ -54,6 +57,7 @@ class Ingest:
         host: str = "127.0.0.1",
         port: int = 8600,
         tails: Sequence[str | Path] = (),
+        stream: str | None = None,
         token: str | None = None,
         admin_anywhere: bool = False,
     ) -> None:
@@ -69,6 +73,7 @@ class Ingest:
             raise UserError(str(error)) from error
         try:
             self._tails = [Tail(path, self.log, self.metrics) for path in tails]
+            self._stream = None if stream is None else Stream(stream, self.log, self.metrics)
         except BaseException:
             self.log.close()
             bound.close()
@@ -79,6 +84,9 @@ class Ingest:
             threading.Thread(target=tail.run, args=[self._stop], name=f"ingest-tail-{number}", daemon=True)
             for number, tail in enumerate(self._tails, 1)
         ]
+        if self._stream is not None:
+            run = self._stream.run
+            self._threads.append(threading.Thread(target=run, args=[self._stop], name="ingest-stream", daemon=True))
         gauges = {
             "log_end": ("The offset behind the last click of the log.", lambda: self.log.log.end),
             "log_start": ("The first offset that the log keeps.", lambda: self.log.log.start),
@@ -89,6 +97,9 @@ class Ingest:
             self.metrics.gauge(name, words, lambda read=read: {"": read()})  # type: ignore[misc]
         self.metrics.gauge("tail_behind_bytes", "Bytes of a followed file not read yet.", self._behind, label="tail")
         self.metrics.gauge("tail_failing", "1 where a followed file waits for a repair.", self._failing, label="tail")
+        if self._stream is not None:
+            words = "1 where the followed stream can not be read, or its clicks not be written."
+            self.metrics.gauge("stream_failing", words, lambda: {"": int(bool(self._stream_failing()))})
 
     def start(self) -> None:
         """Returns when requests are accepted and files are followed."""
@@ -110,10 +121,11 @@ class Ingest:
         self._stop.wait()
 
     def state(self) -> Mapping[str, Any]:
-        """Whether the log can be written, its offsets, and how the followed files do."""
+        """Whether the log can be written, its offsets, and how the followed files and stream do."""
         tails = [{"tail": n, "behind": tail.behind, "failing": tail.failing} for n, tail in enumerate(self._tails, 1)]
         log = self.log.log
-        return {"writable": self.log.writable(), "start": log.start, "end": log.end, "tails": tails}
+        found = {"writable": self.log.writable(), "start": log.start, "end": log.end, "tails": tails}
+        return found if self._stream is None else {**found, "stream": {"failing": self._stream_failing()}}
 
     def __enter__(self) -> "Ingest":
         self.start()
@@ -123,6 +135,9 @@ class Ingest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _stream_failing(self) -> str:
+        return "" if self._stream is None else self._stream.failing
 
     def _behind(self) -> Mapping[str, float]:
         return {str(number): tail.behind for number, tail in enumerate(self._tails, 1)}

@@ -148,6 +148,20 @@ class ClickFormat:
         """
         return self._checked_column("user_id", [value], [1], None)[0]
 
+    def checked(self, user: Any, item: Any, time: NDArray[np.int64], kind: NDArray[np.uint8]) -> Clicks:
+        """Clicks that are columns already: int64 arrays, or lists of texts.
+
+        Raises:
+            WrongClick: an id or a time breaks a rule.
+        """
+        for field, ids in (("user_id", user), ("item_id", item)):
+            if self._kinds[field] == "string":
+                self._checked_column(field, ids, None, None)
+        wrong = np.flatnonzero((time < _EARLIEST) | (time >= _LATEST))
+        if len(wrong):
+            raise WrongClick(int(wrong[0]) + 1, "time", _RULES["time"], int(time[wrong[0]]))
+        return Clicks(user, item, time, kind)
+
     def _checked(self, columns: Mapping[str, list[Any]], lines: list[int] | None, now: int | None) -> Clicks:
         found, wrong = [], []
         for field in FIELDS:

@@ -11,9 +11,12 @@ BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 1
 _APPEND = "seedrank_ingest_append_seconds"
 _COUNTERS = {  # name -> its label, what it counts
     "requests": ("code", "Requests, by status."),
-    "received": ("source", "Clicks read over http or from a followed file: accepted or refused."),
+    "received": ("source", "Clicks read over http or from a followed file or stream: accepted or refused."),
     "accepted": ("source", "Clicks that are durable in the log."),
-    "refused": ("reason", "Clicks refused: invalid (a rule), log (it could not be written), tail (a line set aside)."),
+    "refused": (
+        "reason",
+        "Clicks refused: invalid (a rule), log (it could not be written), tail (a line set aside), stream (an entry).",
+    ),
     "bytes": ("source", "Bytes of clicks read, unpacked."),
     "tail_lost": ("event", "Times that a followed file was gone, or cut, before its end was read."),
     "admin": ("verb", "Admin verbs that were done."),

@@ -1,4 +1,4 @@
-"""Servers for the tests of what speaks to Redis: a real one on a socket of its own, and one that answers as told."""
+"""Servers for the tests of what speaks to Redis: a real one on a socket of its own, a bad way to it, a liar."""
 
 import contextlib
 import re
@@ -54,6 +54,10 @@ class Server:
         self.process.terminate()
         self.process.wait(20)
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait(20)
+
     @contextlib.contextmanager
     def frozen(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -95,5 +99,53 @@ class Fake:
             self.talk(connection, number)
 
     def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+class Proxy:
+    """The way to a real server: passes bytes on until a connection has had so many, or while nothing stalls it.
+
+    Args:
+        server: Server.
+        limits: callable. Bytes that a new connection passes there and back before it is cut; None: all.
+    """
+
+    def __init__(self, server, limits=lambda: (None, None)):
+        self.server, self.limits = server, limits
+        self.passing = threading.Event()
+        self.passing.set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                try:
+                    far.connect(str(self.server.socket))
+                except OSError:  # the server is down
+                    near.close()
+                    continue
+                there, back = self.limits()
+                for source, target, limit in ((near, far, there), (far, near, back)):
+                    threading.Thread(target=self.move, args=(source, target, limit), daemon=True).start()
+
+    def move(self, source, target, limit):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.passing.wait()
+                target.sendall(data[:limit])
+                limit = None if limit is None else limit - len(data)
+                if limit is not None and limit <= 0:
+                    break
+        for one in (source, target):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.passing.set()
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()

@@ -240,6 +240,7 @@ class TestSource:
         source.close()
         assert users(log)[-1] == 504 and stream.left() == 0
 
+    @pytest.mark.slow  # Kafka's group waits for who left it
     def test_what_was_not_acknowledged_comes_again_after_a_crash(self, stream, log):
         stream.add(*map(line, range(10)))
         first = stream.source()
