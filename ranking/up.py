@@ -67,28 +67,36 @@ class Plan:
         for option, folder, file in (("run", self.run, "run.json"), ("data", self.data, "dataset.toml")):
             if not (folder / file).is_file():
                 raise UserError(f"`--{option}` should be a folder with {file}. Received: {folder}.")
-        ports = [port for port in self._ports() if port]
+        ports = [port for port in self._ports().values() if port]
         if len(set(ports)) < len(ports):
-            raise UserError(f"the ports should differ. Received: {', '.join(map(str, self._ports()))}.")
+            raise UserError(f"the ports should differ. Received: {', '.join(map(str, self._ports().values()))}.")
         if self.speed is not None:
             for option, folder in (("models", self.models), ("log", self.log)):
                 if folder.is_dir() and any(folder.iterdir()):
                     raise UserError(f"`--{option}` should be a new folder for a replay. Received: {folder}.")
 
-    def _ports(self) -> tuple[int, ...]:
-        return self.ingest_port, self.refresh_port, self.rest_port, self.grpc_port
+    def _ports(self) -> dict[str, int]:
+        return {
+            "--ingest-port": self.ingest_port,
+            "--refresh-port": self.refresh_port,
+            "--rest-port": self.rest_port,
+            "--grpc-port": self.grpc_port,
+        }
 
     def ports(self) -> tuple[int, ...]:
         """Ingest, refresh, REST and gRPC: a child that is started again listens where it did."""
         with contextlib.ExitStack() as stack:  # all are held until all are chosen
             found = []
-            for port in self._ports():
+            for option, port in self._ports().items():
                 held = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET))
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     held.bind((self.host, port))
                 except (OSError, OverflowError) as error:
-                    raise UserError(f"port {port} of {self.host} can not be listened on: {error}.") from None
+                    why = error.strerror if isinstance(error, OSError) else str(error)
+                    raise UserError(
+                        f"`{option}` should be a free port of {self.host}; 0 takes one. Received: {port} ({why})."
+                    ) from None
                 found.append(held.getsockname()[1])
         return tuple(found)
 
