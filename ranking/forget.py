@@ -31,7 +31,9 @@ _STALE = (
     "as well (--data)"
 )
 _EXPORTED = "versions exported from this run hold the user: export again, and delete the older versions"
-_VERSIONS = "versions that hold the user are named below: export or refresh, and delete them (seedrank prune)"
+_VERSIONS = (
+    "versions that hold the user are named below: export again, or refresh where no run changed; then seedrank prune"
+)
 _FOLLOWED = (
     "files that `seedrank ingest --tail` follows are their writers': the user has to leave them, and old copies, too"
 )
