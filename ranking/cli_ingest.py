@@ -65,7 +65,7 @@ def ingest(
 
       seedrank ingest --log clicks --tail /var/log/shop/clicks.jsonl
 
-    So is a stream (pip install 'seedrank[redis]' or 'seedrank[kafka]'): an entry has clicks as JSON lines, or packed by
+    So is a stream (the extra `redis` or `kafka` of the package): an entry has clicks as JSON lines, or packed by
     lookalike.click_packing. What is wrong goes to LOG/set-aside.jsonl. A URL with a password is better given as
     SEEDRANK_STREAM than in the arguments. Options of redis-py and librdkafka may follow in it.
 

@@ -41,7 +41,9 @@ def up(
     name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
     host: Annotated[str, typer.Option(help="Address that all listen on.")] = "127.0.0.1",
     ingest_port: Annotated[int, typer.Option(help="For clicks; 0 takes a free port.", min=0, max=65535)] = 8600,
-    refresh_port: Annotated[int, typer.Option(help="For the refresh's metrics; 0: a free one.", max=65535)] = 8601,
+    refresh_port: Annotated[
+        int, typer.Option(help="For the refresh's metrics; 0: a free one.", min=0, max=65535)
+    ] = 8601,
     rest_port: Annotated[int, typer.Option(help="For ranking over REST; 0: a free one.", min=0, max=65535)] = 8501,
     grpc_port: Annotated[int, typer.Option(help="For ranking over gRPC; 0: a free one.", min=0, max=65535)] = 8500,
     replay: Annotated[
