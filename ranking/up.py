@@ -1,6 +1,7 @@
 """Server, ingest and refresh together on one machine: three processes, one command, one screen."""
 
 import contextlib
+import math
 import signal
 import socket
 import tempfile
@@ -71,6 +72,8 @@ class Plan:
         if len(set(ports)) < len(ports):
             raise UserError(f"the ports should differ. Received: {', '.join(map(str, self._ports().values()))}.")
         if self.speed is not None:
+            if not 0 < self.speed < math.inf:
+                raise UserError(f"`--speed` should be positive. Received: {self.speed:g}.")
             for option, folder in (("models", self.models), ("log", self.log)):
                 if folder.is_dir() and any(folder.iterdir()):
                     raise UserError(f"`--{option}` should be a new folder for a replay. Received: {folder}.")
@@ -137,7 +140,8 @@ def run_up(plan: Plan, screen: Callable[[Sequence[tuple[str, str]]], Screen]) ->
         tasks = [
             Task("ingest", _ingest(plan, ingest), _answers(f"http://{at}:{ingest}/healthz"), GRACE["ingest"]),
             Task("refresh", _refresh(plan, refresh, clock), _answers(urls["refresh"]), GRACE["refresh"]),
-            Task("server", _serve(plan, rest, grpc), _answers(urls["server"]), GRACE["server"]),
+            # The version that it begins to load may be pruned meanwhile, where refreshes are quick and loads are slow.
+            Task("server", _serve(plan, rest, grpc), _answers(urls["server"]), GRACE["server"], tries=3),
         ]
         if clock is not None:
             words = [*CHILD, "replayed", "feed", "--data", str(plan.data), *clock.words()]

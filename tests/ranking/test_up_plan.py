@@ -62,3 +62,9 @@ def test_a_replay_asks_for_new_folders(folders, name):
     with pytest.raises(UserError, match=f"`--{name}` should be a new folder for a replay. Received: .*{name}"):
         Plan(**folders, speed=1000.0)
     Plan(**folders)
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("inf"), float("nan")])
+def test_the_speed_of_a_replay_is_positive(folders, speed):
+    with pytest.raises(UserError, match="`--speed` should be positive. Received: "):
+        Plan(**folders, speed=speed)

@@ -96,6 +96,14 @@ def test_a_child_that_refuses_its_arguments_ends_everything_with_its_words(tmp_p
     assert supervisor.children["fine"].pid is None  # nobody is left behind
 
 
+def test_a_child_may_have_more_tries(tmp_path):
+    refuses = "import sys; print('no', file=sys.stderr); sys.exit(2)"
+    patient = task("patient", tmp_path, refuses, ready=lambda: False, tries=3)
+    with pytest.raises(UserError, match="^patient: no$"), Supervisor([patient]) as supervisor:
+        look_until(supervisor, lambda: False)
+    assert supervisor.children["patient"].restarts == 2
+
+
 def test_status_2_of_a_child_that_worked_is_a_death_like_any_other(tmp_path):
     code = "import sys, time; open(f'{sys.argv[2]}/{sys.argv[1]}', 'w'); time.sleep(0.5); sys.exit(2)"
     with Supervisor([task("late", tmp_path, code)]) as supervisor:
