@@ -108,7 +108,7 @@ def refresh(
             cohort=cohort,
             max_cohort_share=max_cohort_share,
         )
-        saved = store.offset if snapshots.paths() else 0
+        saved = int(snapshots.paths()[0].stem) if snapshots.paths() else 0  # the offset of the newest one
         stack.enter_context(refresher)
         if once:
             refresher.stop = stop
