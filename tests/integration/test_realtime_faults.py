@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import urllib3
 
-from lookalike.clicklog import ClickLog, ClickLogError
+from lookalike.clicklog import Batch, ClickLog, ClickLogError
 from lookalike.clustering import cluster
 from lookalike.scorer import Scorer
 from lookalike.seeds import SeedStore
@@ -51,10 +51,19 @@ def assert_holds(log: ClickLog, count: int) -> None:
 
 
 def same_seeds(one: SeedStore, other: SeedStore) -> None:
-    items = one.items()
-    np.testing.assert_array_equal(items, other.items())
+    np.testing.assert_array_equal(one.items(), other.items())
+    same_seeds_of(one.items(), one, other)
+
+
+def same_seeds_of(items: np.ndarray, one: SeedStore, other: SeedStore) -> None:
     for mine, its in zip(one.seeds(items), other.seeds(items), strict=True):
         np.testing.assert_array_equal(mine, its)
+
+
+def many(offset: int, user: np.ndarray, item: np.ndarray) -> Batch:
+    """Clicks, as the log would yield them."""
+    time = START + np.arange(len(user))
+    return Batch(offset, user, item, time, np.zeros(len(user), np.uint8), time)
 
 
 # Disks.
@@ -136,7 +145,7 @@ DISK = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 import numpy as np
-from lookalike.clicklog import ClickLog, ClickLogError
+from lookalike.clicklog import Batch, ClickLog, ClickLogError
 from lookalike.seeds import SeedStore
 
 def clicks(count):
@@ -389,7 +398,7 @@ def test_shuffled_repeated_interleaved_delivery(tmp_path):
 STOPPED = """
 import sys, time
 import numpy as np
-from lookalike.clicklog import ClickLog, ClickLogError
+from lookalike.clicklog import Batch, ClickLog, ClickLogError
 from lookalike.seeds import SeedStore
 from lookalike.snapshots import catch_up
 
@@ -505,6 +514,26 @@ def test_item_with_99_percent_of_all_clicks(tmp_path):
     np.testing.assert_array_equal(times, time[latest])
     for mine, its in zip(store.seeds(other.items()), other.seeds(other.items()), strict=True):
         np.testing.assert_array_equal(mine, its)
+
+
+def test_a_flooded_item_does_not_slow_the_others():
+    """Events of other items, and their seeds, cost what they cost beside an item without the flood: CPU, by turns.
+
+    Both do the same work, so that a factor of 5 between the least of ten rounds each is no chance.
+    """
+    flooded, quiet = SeedStore(), SeedStore()
+    flooded.apply(many(flooded.offset, np.arange(1_500_000), np.zeros(1_500_000, int)))
+    items, seconds = 1 + np.arange(50), {id(flooded): [], id(quiet): []}
+    for number in range(10):
+        for store in (flooded, quiet):
+            users = np.arange(20_000) + 20_000 * number
+            start = time.thread_time()
+            store.apply(many(store.offset, users, 1 + users % 50))
+            store.seeds(items, newest=500)
+            seconds[id(store)].append(time.thread_time() - start)
+    same_seeds_of(items, flooded, quiet)
+    slow, usual = (min(seconds[id(store)]) for store in (flooded, quiet))
+    assert slow < 5 * usual, (slow, usual)
 
 
 def test_a_million_new_items_stay_within_the_byte_budget(tmp_path):

@@ -34,6 +34,7 @@ from ranking.timeline import Timeline
 from serving.errors import ServingError
 from serving.manifest import Content, write_manifest
 from serving.pin import unpin, write_pin
+from serving.publish import version_folders
 
 TOML = """schema_version = 1
 [ids]
@@ -149,6 +150,7 @@ def release(base, run, number, tick, *, parameters="p1", space=None):
     folder.mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"graph")
     facts = {"embedding_space_id": space_id(run) if space is None else space, "seed_watermark": tick}
+    facts |= {"user_table": True, "centroid_dtype": "float32"}
     write_manifest(folder, number, "2025-01-01T00:00:00", Content({"parameters": parameters}, facts))
     return folder
 
@@ -705,6 +707,45 @@ def test_another_embedding_space_or_run_is_refused_and_nothing_is_scored(place, 
     release(place.base, other, 12, after, parameters="p2")
     with place.refresher(run=other) as refresher:  # centroids of the old space are not where it begins
         assert np.array_equal(refresher._table.at, np.full(len(run.state.item_ids), TRAINED))
+
+
+def test_a_space_that_changes_amid_a_refresh_is_not_published(place, run, monkeypatch):
+    from ranking.republish import republish_tables
+
+    after = START + 40 * DAY
+    place.feed(after)
+    monkeypatch.setattr(ranking.refresh, "republish_tables", republish_tables)
+    with place.refresher() as refresher:
+        cluster_all = refresher._cluster
+
+        def then_export(*arguments):
+            cluster_all(*arguments)
+            release(place.base, run, 10, after, space=5)  # a user tower that was trained again goes live
+
+        monkeypatch.setattr(refresher, "_cluster", then_export)
+        with pytest.raises(UserError, match=r"`embedding_space_id` of the run should be that of .*/10"):
+            refresher.once(after)
+        assert refresher.metrics.as_dict()["failures_total"] == {"publish": 1}
+        assert sorted(version_folders(place.base)) == [1, 10]
+
+
+def test_while_refreshes_fail_the_age_rises_and_what_is_served_stays(place, monkeypatch):
+    after = START + 40 * DAY
+    place.feed(after)
+    with place.refresher() as refresher:
+        refresher.once(after)
+        before, versions = refresher.metrics.as_dict(), sorted(version_folders(place.base))
+        place.fail = ServingError("not published: no space")
+        now = time.time()
+        for hours in (1, 2):
+            with pytest.raises(ServingError):
+                refresher.once(after + hours * 3_600_000)
+            monkeypatch.setattr("ranking.refresh_metrics.time", SimpleNamespace(time=lambda h=hours: now + 3600 * h))
+            found = refresher.metrics.as_dict()
+            assert found["table_age_seconds"] >= 3600 * hours
+            assert found["watermark_seconds"] == before["watermark_seconds"] == after / 1000
+            assert found["rounds_total"] == 1 and found["failures_total"] == {"publish": hours}
+        assert sorted(version_folders(place.base)) == versions
 
 
 def test_pinned_it_waits_and_says_so(place):
