@@ -51,6 +51,7 @@ def golden_requests(
     if users and len(state.user_ids):
         some = state.user_ids[[0, len(state.user_ids) // 2]]
         ranks = [golden.request("rank", {"user_id": some[[place]]}, place) for place in (0, 1)]
+        ranks.append(golden.request("rank", {"user_id": _unknown(state.user_ids)}, 1))
         everything = np.array([len(golden.items[0])], np.int32)  # a rank is among all candidates
         top = {**ranks[0], "signature": "rank_top", "inputs": {**ranks[0]["inputs"], "top": everything}}
         asked = {f"weight_{name}": np.ones(1, np.float32) for name in weights.weights}
@@ -151,7 +152,7 @@ def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = T
             weights are the right ones, as all signatures read the same; each other one costs half a second to compile.
             Defaults to `True`.
     """
-    bundle = Bundle(folder, warm_up=False)
+    bundle = Bundle(folder, warm_up=False, optimize=graph)
     content: dict[str, Any] = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     requests: list[dict[str, Any]] = content["requests"]
     of_id = any(request["signature"] == "rank" for request in requests)

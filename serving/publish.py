@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import filecmp
 import json
 import logging
 import os
@@ -92,8 +93,9 @@ def publish(
     """Publishes what `build` writes as the next version of a model.
 
     `build` writes a SavedModel into a temporary folder, which a server never loads. A process of its own loads it and
-    replays its golden requests (`write_golden`); then every file is synced and the folder renamed to its version. A
-    crash at any moment leaves the published versions as they were; the next publish removes what was left over.
+    replays its golden requests (`write_golden`); where the graph is, byte for byte, that of the live version, those of
+    one signature. Then every file is synced and the folder renamed to its version. A crash at any moment leaves the
+    published versions as they were; the next publish removes what was left over.
 
     From before `build` reads the live version until the new one is in its place no other publisher acts, so that who
     changes a part of the live version never undoes what another one changed meanwhile.
@@ -176,13 +178,21 @@ def publish_leased(
         published_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         write_manifest(temporary, version, published_at, content or Content(), rolled_back_to=rolled_back_to)
         if verify:
-            (verifier or Verifier()).verify(temporary)
+            (verifier or Verifier()).verify(
+                temporary, known_graph=live is not None and _same_graph(temporary, found[live])
+            )
         _sync(temporary)
         os.rename(temporary, base / str(version))
         _fsync(base)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return version
+
+
+def _same_graph(folder: Path, other: Path) -> bool:
+    """Whether two versions differ in no more than their variables."""
+    graph, its = folder / "saved_model.pb", other / "saved_model.pb"
+    return its.is_file() and filecmp.cmp(graph, its, shallow=False)
 
 
 def _sync(directory: Path) -> None:

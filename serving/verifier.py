@@ -8,9 +8,10 @@ from pathlib import Path
 
 from serving.errors import ServingError
 
-__all__ = ["Verifier"]
+__all__ = ["KNOWN_GRAPH", "Verifier"]
 
 VERIFY_SECONDS = 600
+KNOWN_GRAPH = "known graph\n"  # to the process, behind the folder
 
 
 class Verifier:
@@ -43,8 +44,12 @@ class Verifier:
         if spare is not None:
             spare.communicate()  # the end of its input ends it
 
-    def verify(self, folder: str | Path) -> None:
+    def verify(self, folder: str | Path, *, known_graph: bool = False) -> None:
         """Verifies one folder.
+
+        Args:
+            folder: str or Path. A SavedModel's.
+            known_graph: bool. See `serving.verify.verify`. Defaults to `False`.
 
         Raises:
             ServingError: it was refused, or the process ended or gave no answer.
@@ -54,7 +59,9 @@ class Verifier:
         if process is None or process.poll() is not None:  # something ended the spare one meanwhile
             process = _start()
         try:
-            said, complained = process.communicate(f"{Path(folder).resolve()}\n", timeout=VERIFY_SECONDS)
+            said, complained = process.communicate(
+                f"{Path(folder).resolve()}\n{KNOWN_GRAPH if known_graph else ''}", timeout=VERIFY_SECONDS
+            )
         except subprocess.TimeoutExpired as error:
             raise ServingError(f"not published: the verification gave no answer in {VERIFY_SECONDS} s.") from error
         finally:

@@ -37,8 +37,9 @@ class Bundle:
 
     Args:
         path: str or Path. The folder that holds `saved_model.pb`.
-        warm_up: bool. Run the model's recorded requests, so that the first real one is as fast as the others.
-            Defaults to `True`.
+        warm_up: bool or str. Run the model's recorded requests, so that the first real one is as fast as the others;
+            or those of one signature. Defaults to `True`.
+        optimize: bool. See `serving.server.runtime.Session`. Defaults to `True`.
 
     Attributes:
         signatures: dict. Signature name -> `SignatureDef`, the initialiser's own among them.
@@ -49,7 +50,7 @@ class Bundle:
             warm-up requests fails.
     """
 
-    def __init__(self, path: str | Path, *, warm_up: bool = True) -> None:
+    def __init__(self, path: str | Path, *, warm_up: bool | str = True, optimize: bool = True) -> None:
         path = Path(path)
         self.warm_up_seconds: float | None = None
         if not (path / "saved_model.pb").is_file():
@@ -57,7 +58,7 @@ class Bundle:
                 "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
                 f"`saved_model.pb`)\nSpecified file path: {path}"
             )
-        self._session = Session(path)
+        self._session = Session(path, optimize=optimize)
         self._lock = threading.Lock()
         self._plans: dict[tuple[str, tuple[str, ...]], Plan] = {}
         meta_graph = messages("tensorflow/core/protobuf/meta_graph.proto").MetaGraphDef.FromString(
@@ -77,12 +78,12 @@ class Bundle:
             if not (path / "variables" / "variables.index").is_file() and STATEFUL & self._session.operation_types():
                 raise NotFound(f"{path}: the graph has variables, but there is no variables/variables.index.")
             if warm_up:
-                self._warm_up(path)
+                self._warm_up(path, None if warm_up is True else warm_up)
         except BaseException:
             self.close()
             raise
 
-    def _warm_up(self, path: Path) -> None:
+    def _warm_up(self, path: Path, signature: str | None) -> None:
         """Runs the recorded requests aside, so that those of the version that serves now go first."""
         start = time.perf_counter()
         requests = messages("tensorflow_serving/apis/predict.proto").PredictRequest
@@ -90,6 +91,8 @@ class Bundle:
             request = requests.FromString(record)
             inputs = {alias: unpack(tensor) for alias, tensor in request.inputs.items()}
             name = request.model_spec.signature_name
+            if signature not in (None, name):
+                continue
             self._predict(inputs, name, tuple(request.output_filter), aside=True)
             self.warm_up_seconds = time.perf_counter() - start
 

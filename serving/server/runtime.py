@@ -31,6 +31,7 @@ SIGNATURES = b"\x2a"  # the tag of MetaGraphDef.signature_def
 CONFIG = b"\x10\x01" + b"\x32\x02\x20\x01"
 IN_THIS_THREAD = b"\x18" + b"\xff" * 9 + b"\x01"
 TIMEOUT = b"\x10"
+AS_WRITTEN = b"\x52\x05\x52\x03\x98\x01\x01"  # graph_options.rewrite_options.disable_meta_optimizer
 
 
 class Plan(NamedTuple):
@@ -45,6 +46,8 @@ class Session:
 
     Args:
         path: Path. The folder that holds `saved_model.pb`.
+        optimize: bool. Whether the runtime rewrites a graph before its first run, which takes longer than hundreds of
+            runs gain by it. Defaults to `True`.
 
     Attributes:
         signatures: bytes. A `MetaGraphDef` with the model's `signature_def` only: to read a graph of megabytes in
@@ -54,11 +57,11 @@ class Session:
         RequestError: the runtime refused it, in its own words.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, optimize: bool = True) -> None:
         self._library = lib = library()
         graph, meta = lib.TF_NewGraph(), lib.TF_NewBuffer()
         try:
-            session = _load(lib, path, graph, meta)
+            session = _load(lib, path, graph, meta, CONFIG if optimize else CONFIG + AS_WRITTEN)
             self.signatures = _signatures(c.string_at(meta.contents.data, meta.contents.length))
         except BaseException:
             lib.TF_DeleteGraph(graph)
@@ -171,12 +174,12 @@ class Session:
             self._delete()
 
 
-def _load(lib: Any, path: Path, graph: int, meta: Any) -> int:
+def _load(lib: Any, path: Path, graph: int, meta: Any, config: bytes) -> int:
     options, tags = lib.TF_NewSessionOptions(), (c.c_char_p * 1)(b"serve")
     run_options = lib.TF_NewBufferFromString(IN_THIS_THREAD, len(IN_THIS_THREAD))
     try:
         with checked(lib) as status:
-            lib.TF_SetConfig(options, CONFIG, len(CONFIG), status)
+            lib.TF_SetConfig(options, config, len(config), status)
         with checked(lib) as status:
             return _aside(
                 functools.partial(

@@ -94,6 +94,34 @@ def test_the_real_one_answers_twice_and_imports_no_tensorflow(half, tmp_path):
             publish(tmp_path / "m", build, verifier=verifier)
 
 
+def test_of_a_known_graph_one_signature_answers_for_all(half):
+    """Its tables are those of the others, whose graphs were verified before."""
+    right = {"signature": "serving_default", "inputs": {"x": [[4.0]]}, "outputs": {"y": [[4.0]]}}  # 4 / 2 + 2
+    write_golden(half, [right, {**right, "signature": "other"}, right])
+    assert verify(half, known_graph=True) == 2
+    with pytest.raises(ServingError, match=r"request 1 \(other\): the model has no such signature"):
+        verify(half)
+    write_golden(half, [right, {**right, "outputs": {"y": [[4.5]]}}])
+    with pytest.raises(ServingError, match="request 1 .* should be 4.5"):
+        verify(half, known_graph=True)
+
+
+def test_a_graph_is_known_where_it_is_that_of_the_live_version(half, tmp_path):
+    class Fake:
+        def verify(self, folder, *, known_graph):
+            seen.append(known_graph)
+
+    seen: list[bool] = []
+    for content in (b"", b"", b"\0", b""):
+        (half / "saved_model.pb").write_bytes((half / "saved_model.pb").read_bytes() + content)
+        publish(
+            tmp_path / "m",
+            lambda folder, _: shutil.copytree(half, folder, dirs_exist_ok=True) and None,
+            verifier=Fake(),
+        )
+    assert seen == [False, True, False, True]
+
+
 def test_the_command_needs_a_folder(capsys, monkeypatch, half):
     assert main([]) == 2 and "usage: python -m serving.verify DIRECTORY" in capsys.readouterr().out
     assert main([str(half)]) == 0 and capsys.readouterr().out == "ok: 0 golden requests\n"
