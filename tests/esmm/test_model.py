@@ -142,6 +142,7 @@ def test_longer_funnel_known_values():
     np.testing.assert_allclose(four["log_p_order"], math.log(1 / 8), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_longer_funnel_recovers_conditional_rates():
     # two groups of items with rates of their own at each step
     keras.utils.set_random_seed(0)
@@ -162,7 +163,7 @@ def test_longer_funnel_recovers_conditional_rates():
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
-@pytest.mark.parametrize("steps", [("click", "conversion"), THREE])
+@pytest.mark.parametrize("steps", [("click", "conversion"), pytest.param(THREE, marks=pytest.mark.slow)])
 def test_every_sharing_starts_at_the_base_rates_and_round_trips(sharing, steps, tmp_path):
     shape = Architecture(sharing, embedding_dim=4, towers=(16, 8), dropout=0.2, experts=2)
     rates = (0.05, 0.2, 0.5)[: len(steps)]
@@ -180,7 +181,9 @@ def test_every_sharing_starts_at_the_base_rates_and_round_trips(sharing, steps, 
     np.testing.assert_array_equal(again(inputs_of(5))["pctcvr"], model(inputs_of(5))["pctcvr"])
 
 
-@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize(
+    "sharing", [name if name == "hierarchical" else pytest.param(name, marks=pytest.mark.slow) for name in SHARINGS]
+)
 @pytest.mark.parametrize("task", ["click", "conversion"])
 def test_a_frozen_task_keeps_its_predictions_to_the_bit(sharing, task):
     keras.utils.set_random_seed(0)

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from esmm.optimizers import PassDecay, RowAdagrad, RowAdam
 
+JIT = ["auto", *(pytest.param(jit, marks=pytest.mark.slow) for jit in (False, True))]
+
 
 def step(optimizer, variable, rows, values):
     gradient = tf.IndexedSlices(tf.constant(values, tf.float32), tf.constant(rows, tf.int32), variable.shape)
@@ -76,7 +78,7 @@ def model_of(rows):
     return keras.Model(inputs, output)
 
 
-@pytest.mark.parametrize("jit", [False, "auto", True])
+@pytest.mark.parametrize("jit", JIT)
 @pytest.mark.parametrize("cls, start", [(RowAdam, 0.0), (RowAdagrad, np.float32(0.1))])
 def test_in_fit_untouched_rows_stay_bit_identical(cls, start, jit):
     keras.utils.set_random_seed(0)
@@ -96,7 +98,7 @@ def test_in_fit_untouched_rows_stay_bit_identical(cls, start, jit):
 
 
 @pytest.mark.parametrize("cls", [RowAdam, RowAdagrad])
-@pytest.mark.parametrize("jit", [False, "auto", True])
+@pytest.mark.parametrize("jit", JIT)
 def test_two_steps_saved_and_two_more_are_four_steps(cls, jit, tmp_path):
     ids = np.random.default_rng(0).integers(0, 8, (4, 16, 2)).astype(np.int32)
 

@@ -17,6 +17,12 @@ LINEAR = Architecture(embedding_dim=2, towers=(), dropout=0.0)
 APART = ("esmm_ns", "base", "aman", "oversampling", "unbias", "division")
 LOG2 = math.log(2)
 
+
+def quick(*names, of=STRATEGIES):
+    """All of them as parameters, those that are not named marked as slow."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in of]
+
+
 # Four rows: converted, clicked, and two unclicked
 CLICK, CONVERSION = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
 PCTR, PCVR = np.array([0.5, 0.25, 0.5, 0.25]), np.array([0.5, 0.2, 0.5, 0.2])
@@ -202,7 +208,7 @@ def gradients_of(strategy, output, inputs, click, conversion):
     }
 
 
-@pytest.mark.parametrize("name", ["base", "oversampling", "unbias"])
+@pytest.mark.parametrize("name", quick("base", of=("base", "oversampling", "unbias")))
 def test_the_conversion_network_sees_clicked_rows_only(name):
     inputs, click, conversion = log_of(128)
     rewritten = {**inputs, "similarity": np.where(click, inputs["similarity"], 5.0).astype(np.float32)}
@@ -212,7 +218,7 @@ def test_the_conversion_network_sees_clicked_rows_only(name):
         np.testing.assert_allclose(gradient, other[path], atol=1e-7)
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", quick("esmm_ns", "division", of=APART))
 def test_networks_apart_learn_apart(name):
     for output in Strategy(name).losses():
         for path, gradient in gradients_of(Strategy(name), output, *log_of(64)).items():
@@ -280,7 +286,7 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", quick("esmm", "base", "unbias"))
 def test_what_each_strategy_estimates(name):
     strategy = Strategy(name, rate=1) if name == "aman" else Strategy(name)
     place, item = np.tile(np.arange(100), 2), np.repeat([0, 1], 100)

@@ -80,9 +80,10 @@ def test_what_was_acknowledged_is_there_after_sigkill(starter):
         ]
         for thread in threads:
             thread.start()
-        moment = time.monotonic() + generator.uniform(0.0, 0.3)
+        # The service lives for a random time, and until a random number of acknowledgements, however slow it is.
+        moment, wanted = time.monotonic() + generator.uniform(0.0, 0.3), len(acknowledged) + generator.randrange(20)
         with (folder / "clicks.jsonl").open("a") as file:
-            while time.monotonic() < moment:
+            while time.monotonic() < moment or (len(acknowledged) < wanted and time.monotonic() < moment + 60):
                 for _ in range(generator.randrange(1, 50)):
                     file.write(json.dumps({"user_id": -1 - written, "item_id": 2, "time": T}) + "\n")
                     written += 1
@@ -92,7 +93,7 @@ def test_what_was_acknowledged_is_there_after_sigkill(starter):
         for thread in threads:
             thread.join(30)
     process, port = start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while behind(port) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process, signal.SIGKILL)

@@ -97,6 +97,7 @@ def test_data_check_reports(name, simulated, rewritten, cli):
     assert all(word in error for word in words)
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process(simulated, rewritten, tmp_path, process):
     """TensorFlow has nothing to say either."""
     data = rewritten(simulated, conversion_without_click)

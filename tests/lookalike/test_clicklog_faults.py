@@ -60,7 +60,7 @@ NOW, folder = {NOW}, {str(folder)!r}
 
 
 def output(process):
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     return text.split()
 
@@ -308,12 +308,13 @@ def test_kills_lose_nothing_that_was_acknowledged(tmp_path):
     least = 0
     for _ in range(10):
         process = python(WRITER, tmp_path)
-        process.stdout.readline()
+        # So much is acknowledged, however slow the disk is.
+        told = "".join(process.stdout.readline() for _ in range(1 + moments.randrange(5)))
         time.sleep(moments.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        acknowledged = process.stdout.read().split("\n")[:-1]  # the last line may be half
+        acknowledged = (told + process.stdout.read()).split("\n")[:-1]  # the last line may be half
         process.wait()
-        least = int(acknowledged[-1]) if acknowledged else least
+        least = int(acknowledged[-1])
         with ClickLog(tmp_path) as log:
             assert log.end >= least
             check(log, log.end)
@@ -337,7 +338,7 @@ def test_a_reader_beside_a_writer_sees_whole_frames_in_order(tmp_path):
     process.stdout.readline()
     after = rounds = 0
     with ClickLog(tmp_path, write=False) as reader:
-        while after < 20_000:
+        while after < 20_000 or rounds <= 5:
             for batch in reader.read(after):
                 number = np.arange(batch.offset, batch.next)
                 assert batch.offset == after and (batch.user == number).all() and (batch.time == NOW + number).all()
@@ -346,4 +347,4 @@ def test_a_reader_beside_a_writer_sees_whole_frames_in_order(tmp_path):
         assert reader.damage == []
     process.kill()
     acknowledged = process.communicate()[0].split()
-    assert after <= int(acknowledged[-1]) + 400 and rounds > 5
+    assert after <= int(acknowledged[-1]) + 400

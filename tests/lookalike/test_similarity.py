@@ -207,6 +207,7 @@ def test_sample_weights_weight_rows():
     np.testing.assert_allclose(got, np.mean(losses * weight), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_learns_two_groups():
     """Users of two groups in a rotated, noisy space; each item is liked by one group, at 70 % against 2 %."""
     rng = np.random.default_rng(0)

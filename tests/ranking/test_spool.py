@@ -122,6 +122,7 @@ def test_a_buffer_of_all_rows_gives_every_order_alike(tmp_path):
     assert len(counts) == 6 and all(abs(count - 1000) < 160 for count in counts.values())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     # 3 M rows of 28 bytes are 84 MB; a buffer of 20,000 holds 0.6 MB
     write(tmp_path / "rows", 3_000_000, chunk=500_000)

@@ -229,6 +229,7 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_runs_leak_nothing(kinds):
     texts = np.array([b"%064d" % number for number in range(40)], object)

@@ -11,6 +11,7 @@ from serving.protos import messages
 from serving.server import Server
 from serving.server import server as server_module
 from serving.server.admission import Admission
+from serving.server.bundle import Bundle
 
 PATH = "/v1/models/slow:predict"
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -40,6 +41,20 @@ def small(monkeypatch):
     monkeypatch.setattr(server_module, "Admission", lambda: Admission(limit=1, queue=2))
 
 
+@pytest.fixture
+def go(monkeypatch):
+    """Runs wait for this event: how fast the machine is does not matter."""
+    event, predict = threading.Event(), Bundle.predict
+
+    def wait(*arguments, **named):
+        assert event.wait(120)
+        return predict(*arguments, **named)
+
+    monkeypatch.setattr(Bundle, "predict", wait)
+    yield event
+    event.set()
+
+
 def message(n):
     request = messages("tensorflow_serving/apis/predict.proto").PredictRequest()
     request.model_spec.name = "slow"
@@ -54,7 +69,7 @@ def rest(server, n, **options):
     return response.status, json.loads(response.data)
 
 
-def counted(server, seconds=20.0, **wanted):
+def counted(server, seconds=60.0, **wanted):
     """Waits until the server has so many running and waiting."""
     end = time.monotonic() + seconds
     while {name: server._admission.counts[name] for name in wanted} != wanted:
@@ -63,15 +78,18 @@ def counted(server, seconds=20.0, **wanted):
 
 
 @pytest.fixture(scope="module")
-def long_count(slow_model):
-    """How far to count for a quarter of a second or more."""
+def n(slow_model):
+    """How far to count for some 60 ms, in a process that has nothing else to do."""
     with Server(slow_model, rest_port=0, grpc_port=0, poll_seconds=3600) as server:
         n = 10_000
         rest(server, n)  # the first is slower
         while True:
-            begun = time.monotonic()
-            assert rest(server, n)[0] == 200
-            if time.monotonic() - begun > 0.25:
+            seconds = []
+            for _ in range(3):
+                begun = time.monotonic()
+                assert rest(server, n)[0] == 200
+                seconds.append(time.monotonic() - begun)
+            if min(seconds) > 0.06:
                 return n
             n *= 2
 
@@ -84,7 +102,7 @@ def in_background(work, count):
     return threads, found
 
 
-def test_both_transports_share_one_queue(slow_model, long_count, small):
+def test_both_transports_share_one_queue(slow_model, small, go):
     import grpc
 
     with (
@@ -92,10 +110,10 @@ def test_both_transports_share_one_queue(slow_model, long_count, small):
         grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
     ):
         call = channel.unary_unary(PREDICT)
-        first = call.future(message(2 * long_count), timeout=60)
+        first = call.future(message(5), timeout=120)
         counted(server, running=1)
         threads, found = in_background(lambda: rest(server, 1), 1)
-        second = call.future(message(1), timeout=60)
+        second = call.future(message(1), timeout=120)
         counted(server, running=1, waiting=2)
         words = "The server has too much to do: 2 requests wait already."
         assert rest(server, 1) == (429, {"error": words})
@@ -107,13 +125,14 @@ def test_both_transports_share_one_queue(slow_model, long_count, small):
             assert pool.urlopen("GET", "/v1/models/slow").status == 200
             text = pool.urlopen("GET", "/monitoring/prometheus/metrics").data.decode()
         assert "seedrank_requests_waiting{} 2" in text
+        go.set()
         assert first.result() and second.result()
         threads[0].join()
         assert found == [(200, {"outputs": 1})]
         counted(server, running=0, waiting=0, refused=2)
 
 
-def test_deadlines_and_cancels_in_the_queue_free_it(slow_model, long_count, small):
+def test_deadlines_and_cancels_in_the_queue_free_it(slow_model, small, go):
     import grpc
 
     with (
@@ -121,11 +140,11 @@ def test_deadlines_and_cancels_in_the_queue_free_it(slow_model, long_count, smal
         grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
     ):
         call = channel.unary_unary(PREDICT)
-        first = call.future(message(2 * long_count), timeout=60)
+        first = call.future(message(5), timeout=120)
         counted(server, running=1)
         hasty = call.future(message(1), timeout=0.05)
-        fickle = call.future(message(1), timeout=60)
-        assert hasty.exception(timeout=20).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        fickle = call.future(message(1), timeout=120)
+        assert hasty.exception(timeout=60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         counted(server, running=1, waiting=1)
         fickle.cancel()
         counted(server, running=1, waiting=0)
@@ -137,14 +156,14 @@ def test_deadlines_and_cancels_in_the_queue_free_it(slow_model, long_count, smal
         with pytest.raises(grpc.RpcError) as caught:
             call(message(1), timeout=0.001)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        go.set()
         assert first.result()
 
 
-def test_ten_times_too_much(slow_model, long_count, small):
+def test_ten_times_too_much(slow_model, n, small):
     """Thirty callers where three have a place: what is served is as much as with three, the rest is refused."""
-    n = long_count // 4
 
-    def served(server, callers, seconds=2.0):
+    def served(server, callers, seconds=1.0):
         end = time.monotonic() + seconds
         counts = {200: 0, 429: 0}
         lock = threading.Lock()
@@ -163,26 +182,27 @@ def test_ten_times_too_much(slow_model, long_count, small):
         return counts
 
     with Server(slow_model, rest_port=0, grpc_port=0, poll_seconds=3600) as server:
-        usual, overload = served(server, 3), served(server, 30)
-    assert usual[429] == 0
-    assert overload[429] > overload[200] > 0
-    assert (
-        overload[200] >= 0.5 * usual[200]
-    )  # the callers take their share of the machine: the benchmark's have their own
+        pairs = [(served(server, 3), served(server, 30)) for _ in range(3)]
+    for usual, overload in pairs:
+        assert usual[429] == 0
+        assert overload[429] > overload[200] > 0
+    # The callers take their share of the machine (the benchmark's have their own), and others may want it in between:
+    # the best of three pairs.
+    assert max(overload[200] / usual[200] for usual, overload in pairs) >= 0.5
 
 
-def test_a_stop_under_load_fails_nothing_that_had_begun(slow_model, long_count, small):
+def test_a_stop_under_load_fails_nothing_that_had_begun(slow_model, small, go):
     import grpc
 
     server = Server(slow_model, rest_port=0, grpc_port=0, poll_seconds=3600)
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(PREDICT)
-        first = call.future(message(2 * long_count), timeout=60)
+        first = call.future(message(5), timeout=120)
         counted(server, running=1)
-        threads, found = in_background(lambda: rest(server, long_count), 1)
+        threads, found = in_background(lambda: rest(server, 7), 1)
         counted(server, running=1, waiting=1)
-        second = call.future(message(long_count), timeout=60)
+        second = call.future(message(6), timeout=120)
         counted(server, running=1, waiting=2)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
@@ -192,7 +212,8 @@ def test_a_stop_under_load_fails_nothing_that_had_begun(slow_model, long_count, 
         with pytest.raises(grpc.RpcError) as caught:
             call(message(1), timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        go.set()
         assert first.result() and second.result()
         threads[0].join()
         stopping.join()
-    assert found == [(200, {"outputs": long_count})]
+    assert found == [(200, {"outputs": 7})]

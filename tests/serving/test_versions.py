@@ -42,7 +42,7 @@ def version(folder, number, **files):
 
 def until(condition):
     """Unloading has a thread of its own."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.002)

@@ -282,6 +282,7 @@ import_ali_ccp(sys.argv[1], sys.argv[2], block_bytes=3000, progress=progress)
 """
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_kill_and_ends_with_the_same_bytes(tmp_path):
     folder = raw(tmp_path / "raw")
     whole = import_ali_ccp(folder, tmp_path / "whole", block_bytes=3000)

@@ -1,5 +1,8 @@
 """A column in the exported graph makes the arrays that training was given."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,12 +18,18 @@ WEIGHTED = Feature("seen", "context", "multi", separator="|", weights=":", keep=
 PLAIN = Feature("seen", "context", "multi", separator="|", keep=3)
 
 
+@functools.cache
+def traced(feature: Feature) -> tuple[Encoder, Callable[..., dict]]:
+    """The encoder and its graph, traced once."""
+    encoder = Encoder({"context_seen": Vocabulary(pd.Index(["a", "b", "a:b"], dtype="str"))}, {}, 0)
+    column = FeatureColumn(feature, encoder)
+    return encoder, tf.function(column.__call__, input_signature=[tf.TensorSpec([None], tf.string)])
+
+
 def both(feature: Feature, texts: list[str]) -> tuple[dict, dict]:
     """Arrays of the encoder, and of the graph; the narrower ones padded."""
-    encoder = Encoder({"context_seen": Vocabulary(pd.Index(["a", "b", "a:b"], dtype="str"))}, {}, 0)
+    encoder, graph = traced(feature)
     ours = encoder.arrays("context_seen", feature, pd.Series(texts, dtype="str"))
-    column = FeatureColumn(feature, encoder)
-    graph = tf.function(column.__call__, input_signature=[tf.TensorSpec([None], tf.string)])
     found = {name: values.numpy() for name, values in graph(tf.constant(texts)).items()}
     wide = max(values.shape[1] for values in [*ours.values(), *found.values()])
 

@@ -138,7 +138,7 @@ def of_standard(user: int, item: np.ndarray, *, shift: int = 0) -> dict[str, np.
 @pytest.mark.parametrize(
     "options",
     [
-        {"sharing": "mmoe", "positions": 6, "wide": False},
+        pytest.param({"sharing": "mmoe", "positions": 6, "wide": False}, marks=pytest.mark.slow),
         pytest.param(
             {"dataset": OTHER, "lookalike": {"attention": "tempered", "alpha": "learned", "size_bias": True}},
             id="other features, tempered",
