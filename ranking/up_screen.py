@@ -1,6 +1,8 @@
 """The screen of `seedrank up`: who runs, what comes in, what is served; as a screen, as lines, or as JSON."""
 
 import json
+import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -45,11 +47,13 @@ class Screen:
         self._told = -PLAIN_SECONDS
         self._said: list[str] = []
         self._drawn: RenderableType = Text()
+        self._echoed = True
         draw = live and console.is_terminal and not as_json
         self._live = Live(console=console, auto_refresh=False, transient=False) if draw else None
 
     def __enter__(self) -> "Screen":
         if self._live is not None:
+            self._echoed = _echo_control(False)
             self._live.start()
         else:
             for what, address in self._where:
@@ -61,6 +65,7 @@ class Screen:
             return
         self._live.update(self._drawn, refresh=True)
         self._live.stop()
+        _echo_control(self._echoed)
         for line in self._said:  # what the screen had to cut, in full
             self._console.print(line, highlight=False, markup=False, soft_wrap=True, style="dim")
 
@@ -89,6 +94,18 @@ class Screen:
         elif time.monotonic() - self._told >= PLAIN_SECONDS:
             self._told = time.monotonic()
             self._console.print(line_of(children, status, note), highlight=False, markup=False, soft_wrap=True)
+
+
+def _echo_control(shown: bool) -> bool:
+    """Says whether the terminal writes ^C where it was pressed, in the middle of a screen; whether it did before."""
+    try:
+        settings = termios.tcgetattr(sys.stdin)
+    except (termios.error, ValueError, OSError):  # no terminal
+        return True
+    before = bool(settings[3] & termios.ECHOCTL)
+    settings[3] = settings[3] | termios.ECHOCTL if shown else settings[3] & ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
+    return before
 
 
 def screen_of(

@@ -104,8 +104,8 @@ class Watch:
     def _status(self, now: dict[str, Reading | None], before: dict[str, Reading | None], seconds: float) -> Status:
         ingest, refresh, server = (now.get(name) for name in ("ingest", "refresh", "server"))
         served = _served(server)
-        accepted = total(ingest, "seedrank_ingest_accepted_total")
-        requests = total(server, REQUESTS)
+        accepted = _count(ingest, "seedrank_ingest_accepted_total")
+        requests = _count(server, REQUESTS)
         fine = total(server, REQUESTS, status="OK")
         steps = total(refresh, "seedrank_refresh_step_seconds")
         past = before.get("server")
@@ -113,7 +113,7 @@ class Watch:
         return Status(
             clicks_per_second=_rate(accepted, total(before.get("ingest"), "seedrank_ingest_accepted_total"), seconds),
             clicks=accepted,
-            clicks_refused=total(ingest, "seedrank_ingest_refused_total"),
+            clicks_refused=_count(ingest, "seedrank_ingest_refused_total"),
             **{
                 name: total(refresh, f"seedrank_seeds_{name}_total")
                 for name in ("accepted", "late", "invalid", "duplicate")
@@ -126,7 +126,7 @@ class Watch:
             similar=total(refresh, "seedrank_refresh_similar_items"),
             new_similar=total(refresh, "seedrank_refresh_new_similar_items_total"),
             refreshes=total(refresh, "seedrank_refresh_rounds_total"),
-            failures=total(refresh, "seedrank_refresh_failures_total"),
+            failures=_count(refresh, "seedrank_refresh_failures_total"),
             refresh_seconds=steps,
             version=None if served is None else served[0],
             watermark=None if served is None else served[1],
@@ -150,6 +150,11 @@ def _served(server: Reading | None) -> tuple[int, float | None] | None:
     if not versions:
         return None
     return max(versions), total(server, "seedrank_seed_watermark", version=str(max(versions)))
+
+
+def _count(reading: Reading | None, name: str) -> float | None:
+    """A counter with labels, which has no series before the first event."""
+    return None if reading is None else total(reading, name) or 0.0
 
 
 def _rate(now: float | None, before: float | None, seconds: float) -> float | None:

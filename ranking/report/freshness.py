@@ -11,7 +11,7 @@ import numpy as np
 from ranking.freshness import Freshness
 from ranking.freshness_rows import AGES, PHASES
 from ranking.report import page as pages
-from ranking.report.page import bullets, plot, section, table
+from ranking.report.page import bullets, cell, plot, section, table
 from ranking.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, bars, layout
 
 __all__ = ["render", "verdict", "write_page"]
@@ -33,7 +33,8 @@ PLACES = {
 PHASES_TOLD = (
     "Impressions of the items that gained a similarity meanwhile, by who had it at that moment: nobody, refreshed "
     "tables only, or those exported once a {} too. Every impression is judged with tables of clicks strictly before "
-    "it. All arms are the same models on the same rows; bars are 95 % intervals by a bootstrap over users. "
+    "it. All arms are the same models on the same rows. Similar: the share of rows with a similarity. Gain: the AUC of "
+    "refreshed tables minus this one, ± its standard error by a bootstrap over users; bars are 95 % intervals. "
 )
 COLORS = {"frozen": GREY, "daily": ORANGE, "daily seeds": GREEN, "refreshed": BLUE}
 
@@ -57,6 +58,9 @@ def render(found: Freshness) -> str:
             "From birth to a similarity",
             soft(escape(born)),
             plot("births", "Share of new items with a similarity by hours since birth.", 380),
+            soft(
+                "Waits of the items that had a similarity in both before the end, and in the last row of all that did."
+            ),
             _waits(found),
             soft(escape(_taken(found))),
         ),
@@ -84,17 +88,19 @@ def render(found: Freshness) -> str:
     )
 
 
-def _gain(found: Freshness, where: str, arm: str) -> tuple[float, float]:
+def _gain(found: Freshness, where: str, arm: str, suffix: str = "") -> tuple[float, float]:
     rows = found.quality[(found.quality["where"] == where) & (found.quality["arm"] == arm)]
-    return (float(rows["gain"].iloc[0]), float(rows["gain_se"].iloc[0])) if len(rows) else (np.nan, np.nan)
+    if not len(rows) or f"gain{suffix}" not in rows:
+        return np.nan, np.nan
+    return float(rows[f"gain{suffix}"].iloc[0]), float(rows[f"gain_se{suffix}"].iloc[0])
 
 
 def _truth_told(found: Freshness) -> str:
     if "ceiling" not in found.quality:
         return ""
     return (
-        "'AUC by the truth' counts each impression by the chance of a click that the simulator gave it, in place of "
-        "the click: the same number without the luck of the labels. The last column is that of the chances themselves, "
+        "By the truth: the AUC that counts each impression by the chance of a click that the simulator gave it, in "
+        "place of the click: the same number without the luck of the labels. Best: that of the chances themselves, "
         "which nothing can pass."
     )
 
@@ -127,8 +133,10 @@ def verdict(found: Freshness) -> str:
     if not np.isnan(between):
         meanwhile = (
             " While refreshed tables have an item's similarity and the export has not, the seeds alone change it by "
-            f"{_signed(between)} ± {between_error:.4f}."
+            f"{_signed(between)} ± {between_error:.4f}"
         )
+        truth, truth_error = _gain(found, "between", "daily seeds", "_truth")
+        meanwhile += "." if np.isnan(truth) else f" (by the truth {_signed(truth)} ± {truth_error:.4f})."
     return (
         f"{first}On impressions of new items the AUC of the click changes by {_signed(gain)} ± {error:.4f}{surely}; "
         f"fresh seeds alone make {_signed(seeds)} ± {seeds_error:.4f} of it, the rest are statistics, and items that "
@@ -142,7 +150,7 @@ def _waits(found: Freshness) -> str:
         for name, told in found.waits().items()
     ]
     return table(
-        ["Items that had a similarity in both before the end", "Items", "Median", "90 %", "Longest"],
+        ["From, to", "Items", "Median", "90 %", "Longest"],
         rows,
         style="number",
     )
@@ -152,13 +160,14 @@ def _quality(found: Freshness, places: Sequence[str], name: str) -> str:
     truth = "ceiling" in found.quality
     rows = []
     for row in found.quality[found.quality["where"].isin(places)].to_dict("records"):
-        cells = [escape(_place(row["where"])), escape(NAMES[row["arm"]]), f"{row['impressions']:,}"]
-        cells += [f"{row['clicks']:,}", f"{row['with_similarity']:.0%}", f"{row['value']:.4f}", _change(row, "")]
+        shown = f"{row['impressions']:,} / {row['clicks']:,}"
+        cells = [escape(_place(row["where"])), escape(NAMES[row["arm"]]), cell(shown, row["impressions"])]
+        cells += [f"{row['with_similarity']:.0%}", f"{row['value']:.4f}", _change(row, "")]
         if truth:
             cells += [f"{row['value_truth']:.4f}", _change(row, "_truth"), f"{row['ceiling']:.4f}"]
         rows.append(cells)
-    head = ["Impressions", "Tables", "Rows", "Clicks", "With similarity", "AUC", "Refreshed minus this, ± error"]
-    head += ["AUC by the truth", "Refreshed minus this, ± error", "The truth's own"] if truth else []
+    head = ["When", "Tables", "Rows / clicks", "Similar", "AUC", "Gain"]
+    head += ["By the truth", "Gain", "Best"] if truth else []
     return table(head, rows, style="number", name=name)
 
 

@@ -212,7 +212,7 @@ def test_the_page_says_what_was_found(found):
     assert text.startswith("An item that has 20 seeds has its similarity within 33.0 min; with an export every day it")
     assert "waits 13.9 h (median; at most 17.8 h)" in text
     assert "3 of 4 items had their similarity at the first refresh" in page and "longest took 3 refreshes" in page
-    assert "AUC by the truth" in page and "5 items were born, and 4 of them had 20 users" in page
-    assert "AUC by the truth" not in render(
+    assert "By the truth" in page and "5 items were born, and 4 of them had 20 users" in page
+    assert "By the truth" not in render(
         dataclasses.replace(found, quality=quality_of(found.rows.drop(columns="chance"), 20)[0])
     )

@@ -99,6 +99,12 @@ def test_nobody_tells_nothing_is_known(monkeypatch):
     assert set(found.as_dict().values()) == {None}
 
 
+def test_who_tells_of_no_event_had_none(monkeypatch):
+    (found,) = watch(monkeypatch, {"i": "up 1", "r": "up 1", "s": "up 1"})
+    assert (found.clicks, found.clicks_refused, found.failures, found.requests, found.errors) == (0, 0, 0, 0, 0)
+    assert found.seeds is None and found.version is None
+
+
 def children():
     now = time.monotonic()
     made = {}
