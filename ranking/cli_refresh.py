@@ -27,7 +27,7 @@ __all__ = ["add_to"]
 
 users_app = typer.Typer(help="The users of a run.", no_args_is_help=True)
 RunDir = Annotated[Path, typer.Option("--run", help="The run folder that the live version was exported from.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs: a line for each refresh.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SNAPSHOT_EVENTS = 2_000_000  # a restart replays at most so many, in a second or two
 
 
@@ -68,10 +68,9 @@ def refresh(
 ) -> None:
     """Publishes the live version again and again, with tables as of now; the graph and its weights stay.
 
-    Clicks become seeds, and items whose seeds changed get new centroids: the most changed first, for at most 60 % of
-    the interval; the others come first the next time. Users, items, behaviours and statistics are read from the
-    dataset's files where these changed: replace them by renaming. A refresh that is due while one runs is left out.
-    What fails is counted, and the version that is live stays.
+    Clicks become seeds, and items whose seeds changed get new centroids, the most changed first. Users, items,
+    behaviours and statistics are read from the dataset's files where these changed: put new ones in their place by
+    renaming. New items and users are answered from the next version on, items with --min-seeds clickers by similarity.
 
     The log has to know the clicks before it: once, with ingest stopped,
 
@@ -79,10 +78,18 @@ def refresh(
 
       seedrank refresh --run run --models models --log clicks --data data --every 5m
 
-    A user whom the users table lacks is counted among the seeds of what he clicked; his vector comes with his row.
+    What is left out, and when: clustering takes at most 60 % of the interval, and items beyond that come first the next
+    time. A refresh that is due while one runs is skipped. While the model is pinned (`seedrank rollback`) nothing is
+    published. An item whose clustering failed keeps its centroids. A user whom the users table lacks is counted among
+    the seeds of what he clicked; his vector comes with his row.
 
-    SIGTERM and Ctrl-C end it after the step in hand; nothing is half-written. While the model is pinned (`seedrank
-    rollback`) nothing is published.
+    Against bought accounts, name what they have in common: no day of registration outweighs a tenth of an item's seeds.
+
+      seedrank refresh --run run --models models --log clicks --data data --cohort registered --max-cohort-share 0.1
+
+    Watch in /metrics: seedrank_refresh_table_age_seconds, failures_total, oldest_waiting_rounds, skipped_ticks_total.
+
+    SIGTERM and Ctrl-C end it after the step in hand; nothing is half-written.
     """
     seconds = _seconds(every)
     stop = _stopping()
@@ -156,7 +163,11 @@ def export(
 
       signature rank_embedding: user_vector [1, m], embedding_space_id [1], item_id [N], ...
 
-    A vector of another embedding space is refused by the model: export again when a run with a new user space is live.
+    Such a user has his own similarity; the other features of the score are an unknown user's, as rank_embedding brings
+    his vector only. A vector of another embedding space is refused by the model: export again when a run with a new
+    user space is live. In Redis a value is the space (int64) and the vector (float32), little-endian:
+
+      ranking.users_export.unpacked(redis.get("seedrank:user:42"))
     """
     if out is None and redis is None:
         raise UserError("Nowhere to write: name a file (--out), a server (--redis), or both.")
