@@ -1,4 +1,4 @@
-"""The seed store on Redis or Valkey: clicks a second of each process's CPU, bytes a seed, reads; on a server of its own.
+"""The seed store on Redis or Valkey: clicks a second of CPU, bytes a seed, reads; on a server of its own.
 
 python benchmarks/realtime_redis.py [--server /path/to/valkey-server] [--clicks 1000000]
 """

@@ -38,13 +38,17 @@ class Server:
         for _ in range(1000):
             with contextlib.suppress(Exception):
                 return self.admin().ping()
+            if self.process.poll() is not None:
+                break
             time.sleep(0.01)
-        raise RuntimeError((self.folder / "log").read_text())
+        raise RuntimeError((self.folder / "log").read_text() if (self.folder / "log").exists() else "no server")
 
     def admin(self):
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        return redis.Redis(unix_socket_path=str(self.socket), protocol=2)
+        return redis.Redis(unix_socket_path=str(self.socket), protocol=2, retry=Retry(NoBackoff(), 0))
 
     def url(self, user=None, password=None):
         return f"unix://{user}:{password}@{self.socket}" if user else f"unix://{self.socket}"
