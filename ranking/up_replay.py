@@ -295,5 +295,7 @@ def refresh_by(
             refresher.stop = stop
             look(refresher.once())  # whoever asks for the metrics starts the clock
             with serve_metrics(lambda: refresher.metrics.text() + seed_metrics(store), host, port):
+                while clock.now() == clock.origin and not stop.wait(STEP):  # nothing new to publish
+                    pass
                 refresher.run(stop, look)
     print(arrivals.told(few, clock.speed), flush=True)
