@@ -133,7 +133,7 @@ def columns(rows) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(e, n), n
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)  # five fits each; an order that matters shows in nearly every one
 @given(counts)
 def test_fit_knows_no_order_no_copies_and_no_side(rows):
     e, n = columns(rows)

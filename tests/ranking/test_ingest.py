@@ -539,11 +539,26 @@ anything = st.one_of(
 )
 
 
-@settings(
-    max_examples=2000, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+FEW = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(anything, st.sampled_from(["", "", "", "gzip", "deflate"]))
+any_body = given(anything, st.sampled_from(["", "", "", "gzip", "deflate"]))
+
+
+@FEW
+@any_body
+def test_300_bodies(service, fuzzed, body, encoding):
+    is_taken_or_refused(service, fuzzed, body, encoding)
+
+
+@pytest.mark.slow
+@settings(FEW, max_examples=2000)
+@any_body
 def test_2000_bodies(service, fuzzed, body, encoding):
+    is_taken_or_refused(service, fuzzed, body, encoding)
+
+
+def is_taken_or_refused(service, fuzzed, body, encoding):
     accepted = ClickFormat("int64", "string")
     end = service.log.log.end
     try:
