@@ -1,6 +1,7 @@
-"""The command that takes clicks: over HTTP, and from files that grow."""
+"""The commands that take clicks: into the log, over HTTP, from files or a stream; and on into a shared seed store."""
 
 import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ _IDS = ("int64", "string")
 def add_to(app: typer.Typer) -> None:
     """Adds the command to an app."""
     app.command()(ingest)
+    app.command()(seeds)
 
 
 def ingest(
@@ -111,6 +113,43 @@ def ingest(
             service.wait()
     except KeyboardInterrupt:
         screen.print("Stopped: every request that had come was answered.")
+
+
+def seeds(
+    log: Annotated[Path, typer.Option(help="The click log of this machine, as `seedrank ingest` writes it.")],
+    redis: Annotated[str, typer.Option(help="Redis or Valkey, as rediss://USER@HOST:6379/0.", envvar="SEEDRANK_REDIS")],
+    partition: Annotated[str, typer.Option(help="The log's own name in the store; keep it.")] = "0",
+    byte_budget: Annotated[
+        int | None, typer.Option(help="Bytes for all seeds, 16 each, the same for all; else no limit.", min=16)
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="To the log's end as it is now.")] = False,
+) -> None:
+    """Brings the clicks of a log into a seed store on Redis or Valkey that several machines share.
+
+    Each machine runs it beside its ingest, with a --partition of its own. A click that came is counted once, however
+    often this is stopped, killed or started twice. While the server is away the clicks wait in the log. A URL with a
+    password is better given as SEEDRANK_REDIS than in the arguments. Rights of its user, the server's settings and
+    memory: docs/realtime.md.
+
+      seedrank seeds --log clicks --redis redis://localhost:6379/0 --partition one
+
+    Ctrl-C and SIGTERM end it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from lookalike.clicklog import ClickLog, ClickLogError
+    from ranking.ingest_seeds import follow, open_shared
+
+    screen = Console(stderr=True)
+    try:
+        with ClickLog(log, write=False) as opened:
+            store = open_shared(redis, opened, partition=partition, byte_budget=byte_budget)
+            screen.print(f"{store}: at offset {store.offset} of {log}.", highlight=False, soft_wrap=True, markup=False)
+            if not once:
+                follow(store, opened, threading.Event())
+    except ClickLogError as error:
+        raise UserError(str(error)) from None
+    except KeyboardInterrupt:
+        screen.print("Stopped.")
 
 
 def _id_kinds(

@@ -1,0 +1,80 @@
+"""Clicks of a log into a shared store by the command: stopped, started again, beside another, with the server away."""
+
+import threading
+
+import pytest
+from typer.testing import CliRunner
+
+from lookalike.clicklog import ClickLog
+from lookalike.seeds_redis import RedisSeedStore
+from ranking.cli import app
+from ranking.errors import UserError
+from ranking.ingest_seeds import follow, open_shared
+from tests.lookalike.redis_server import Server, needed
+from tests.ranking.test_ingest_streams import wait_until
+
+T = 1_767_225_600_000
+
+
+@pytest.fixture
+def server(tmp_path):
+    needed()
+    made = Server(tmp_path)
+    yield made
+    made.stop()
+
+
+def seeds(*words):
+    found = CliRunner().invoke(app, ["seeds", *map(str, words)])
+    if found.exception and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.output
+
+
+def test_two_logs_into_one_store(tmp_path, server):
+    with ClickLog(tmp_path / "one") as one, ClickLog(tmp_path / "two") as two:
+        one.append([1, 2], [7, 7], [T, T + 1])
+        two.append([2, 3], [7, 8], [T + 2, T])
+        for _ in range(2):  # the second time there is nothing new
+            assert "at offset 2" in seeds("--log", one.folder, "--redis", server.url(), "--once")
+            seeds("--log", two.folder, "--redis", server.url(), "--partition", "two", "--once")
+        with pytest.raises(UserError, match="--redis: .* of another log than .*two"):
+            seeds("--log", two.folder, "--redis", server.url(), "--once")
+    store = RedisSeedStore(server.url())
+    assert store.seeds([7, 8])[1].tolist() == [2, 1, 3] and store.counts.accepted == 4
+
+
+def test_it_follows_the_log_while_the_server_comes_and_goes(tmp_path, server, caplog):
+    stop = threading.Event()
+    with ClickLog(tmp_path / "clicks") as log:
+        store = open_shared(server.url(), ClickLog(tmp_path / "clicks", write=False))
+        runner = threading.Thread(target=follow, args=(store, log, stop))
+        runner.start()
+        try:
+            log.append([1], [7], [T])
+            wait_until(lambda: RedisSeedStore(server.url()).offset == 1)
+            server.kill()
+            wait_until(lambda: "clicks wait in their log" in caplog.text)
+            log.append([2], [7], [T])
+            server.start()
+            wait_until(lambda: RedisSeedStore(server.url()).offset == 2)
+        finally:
+            stop.set()
+            runner.join(30)
+    assert RedisSeedStore(server.url()).counts.applied == 2
+
+
+def test_rejected(tmp_path, server, monkeypatch):
+    ClickLog(tmp_path / "clicks").close()
+    for words, rule in (
+        (("--log", tmp_path / "no", "--redis", server.url()), "there is no click log"),
+        (("--log", tmp_path / "clicks", "--redis", "http://u:secret@h"), "`url` should start with redis://"),
+        (("--log", tmp_path / "clicks", "--redis", server.url(), "--partition", "a b"), "`partition` should be"),
+        (("--log", tmp_path / "clicks", "--redis", "redis://u:secret@127.0.0.1:1"), "no connection"),
+    ):
+        with pytest.raises(UserError, match=rule) as caught:
+            seeds(*words, "--once")
+        assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setitem(__import__("sys").modules, "redis", None)
+    with pytest.raises(UserError, match=r"pip install 'seedrank\[redis\]'"):
+        seeds("--log", tmp_path / "clicks", "--redis", server.url(), "--once")
