@@ -258,6 +258,7 @@ def test_position_is_anchored_and_of_the_click_only():
     np.testing.assert_allclose(out["pctcvr"], out["pctr"] * out["pcvr"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_position_is_learned():
     # examination logits 0, -1, -2 planted on a constant click logit of 0.5
     keras.utils.set_random_seed(0)

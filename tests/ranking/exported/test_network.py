@@ -142,6 +142,7 @@ def of_standard(user: int, item: np.ndarray, *, shift: int = 0) -> dict[str, np.
         pytest.param(
             {"dataset": OTHER, "lookalike": {"attention": "tempered", "alpha": "learned", "size_bias": True}},
             id="other features, tempered",
+            marks=pytest.mark.slow,
         ),
         {"lookalike": {"attention": "average"}},
         pytest.param({"sharing": "hard"}, marks=pytest.mark.slow),
