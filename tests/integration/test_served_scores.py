@@ -366,7 +366,7 @@ def test_the_serve_command(tiny, models, started):
         found = one.rank(*asked, context={"tab": "home"})["score"]
         np.testing.assert_allclose(found, other.rank(*asked, context={"tab": "home"})["score"], rtol=1e-6)
     process.terminate()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0 and not out and "Traceback" not in err
 
 

@@ -228,7 +228,7 @@ def _seedrank(*arguments, **options):
 
 def test_the_engine_gets_the_generated_files_and_its_exit_code_is_passed_on(models, fake):
     process = _seedrank("serve", models, "--engine", "tfserving", "--rest-port", 9501, "--grpc-port", 9500)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == 3, error
     flags, config = json.loads(fake.read_text())
     assert {"--port=9500", "--rest_api_port=9501"} <= set(flags)
@@ -249,7 +249,7 @@ def test_signals_reach_the_engine(models, fake, number):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     # The fake exits with 7 on SIGTERM, and as Python does on an interrupt: killed by signal 2, so 128 + 2.
     assert process.returncode == (7 if number == signal.SIGTERM else 130), error
     flags, _ = json.loads(fake.read_text())
@@ -302,6 +302,6 @@ def test_the_embedded_server_stops_on_sigterm(tmp_path, save_half):
         assert first, "it ended"
         first = process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == 0
     assert error.splitlines()[-1] == "Stopped: every request that had come was answered."
