@@ -42,7 +42,7 @@ def serve(
     poll: Annotated[float, typer.Option(help="Seconds between the embedded server's looks for new versions.")] = 1.0,
     config_poll: Annotated[
         float, typer.Option(help="Seconds between the embedded server's looks at --models-config; 0 reads it once.")
-    ] = 0.0,
+    ] = 30.0,
 ) -> None:
     """Serves models over REST and gRPC as TensorFlow Serving does; new versions are picked up while it runs.
 

@@ -149,14 +149,17 @@ def _show(value: Any, as_json: bool, *renderables: Any) -> None:
         print(json.dumps(value, ensure_ascii=False))
     else:
         for renderable in renderables:
-            Console().print(renderable, soft_wrap=isinstance(renderable, str))
+            console = Console()
+            if isinstance(renderable, Table):  # whole, a version a line: a narrow screen or a pipe cuts no number
+                whole = console.measure(renderable, options=console.options.update(max_width=1000)).maximum
+                console = Console(width=max(console.width, whole))
+            console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
 def _versions_table(model: str, listed: "list[Version]", now: datetime) -> Table:
     table = Table(title=model, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for head in ("version", "age", "size", "parameters", "weights", "tables", "watermark"):
+    for head in ("version", "age", "size", "parameters", "weights", "tables", "watermark", ""):
         table.add_column(head, justify="right" if head in ("age", "size") else "left", no_wrap=True)
-    table.add_column("", overflow="fold")
     for version in listed:
         hashes = [version.content.hashes.get(part, "-")[:6] for part in ("parameters", "weights", "tables")]
         watermark = _watermark(version.content.facts.get("seed_watermark"))

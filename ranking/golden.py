@@ -199,7 +199,10 @@ def _other_weights(weights: FusionWeights) -> dict[str, float]:
 
 
 def write_warm_up(folder: Path) -> None:
-    """Warm-up requests out of the golden ones: `rank` at each of WARM_UP_CANDIDATES, the other signatures once."""
+    """Warm-up requests out of the golden ones: `rank` at each of WARM_UP_CANDIDATES, the other signatures once.
+
+    And the usual calls for no more than is used, which the runtime compiles by themselves.
+    """
     content = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     first = {request["signature"]: request["inputs"] for request in reversed(content["requests"])}
     many = "rank" if "rank" in first else "rank_embedding"
@@ -207,6 +210,11 @@ def write_warm_up(folder: Path) -> None:
         {"signature": signature, "inputs": _with_candidates(inputs, count)}
         for signature, inputs in sorted(first.items())
         for count in (WARM_UP_CANDIDATES if signature == many else (WARM_UP_OTHERS,))
+    ]
+    requests += [
+        {"signature": signature, "inputs": _with_candidates(first[signature], WARM_UP_OTHERS), "outputs": outputs}
+        for signature, outputs in ((many, ["score"]), ("rank_top", ["item_id", "score"]))
+        if signature in first
     ]
     write_warmup(folder, requests)
 

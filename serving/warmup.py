@@ -30,7 +30,8 @@ def write_warmup(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
 
     Args:
         directory: str or Path. The SavedModel's folder.
-        requests: sequence of dicts with `signature` (str) and `inputs` (dict of arrays by name), at most 1,000.
+        requests: sequence of dicts with `signature` (str), `inputs` (dict of arrays by name) and, where not all are
+            asked for, `outputs` (names), at most 1,000. The runtime compiles each choice of outputs by itself.
         model: str. The model's name in the records; servers ignore it. Defaults to `"seedrank"`.
 
     Returns:
@@ -60,6 +61,7 @@ def write_warmup(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
         log = log_type()
         spec = log.predict_log.request.model_spec
         spec.name, spec.signature_name = model, name
+        log.predict_log.request.output_filter.extend(request.get("outputs", ()))
         for key, values in request["inputs"].items():
             log.predict_log.request.inputs[key].CopyFrom(pack(key, values, declared[key].dtype))
         content += _framed(log.SerializeToString(deterministic=True))

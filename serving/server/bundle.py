@@ -38,7 +38,7 @@ class Bundle:
     Args:
         path: str or Path. The folder that holds `saved_model.pb`.
         warm_up: bool or str. Run the model's recorded requests, so that the first real one is as fast as the others;
-            or those of one signature. Defaults to `True`.
+            or those of one signature that ask for all outputs. Defaults to `True`.
         optimize: bool. See `serving.server.runtime.Session`. Defaults to `True`.
 
     Attributes:
@@ -91,7 +91,7 @@ class Bundle:
             request = requests.FromString(record)
             inputs = {alias: unpack(tensor) for alias, tensor in request.inputs.items()}
             name = request.model_spec.signature_name
-            if signature not in (None, name):
+            if signature is not None and (signature != name or request.output_filter):
                 continue
             self._predict(inputs, name, tuple(request.output_filter), aside=True)
             self.warm_up_seconds = time.perf_counter() - start

@@ -17,16 +17,16 @@ from serving.verifier import Verifier
 @pytest.fixture(autouse=True)
 def accepted(monkeypatch):
     """Verification is tested elsewhere."""
-    monkeypatch.setattr(Verifier, "verify", lambda self, folder: None)
+    monkeypatch.setattr(Verifier, "verify", lambda self, folder, known_graph: None)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command line: its exit code, standard output and the lines of standard error."""
 
-    def command(*words):
+    def command(*words, columns=200):
         monkeypatch.setattr("sys.argv", ["seedrank", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as ended:
             cli.main()
             raise SystemExit(0)
@@ -70,6 +70,13 @@ def test_versions_lists_the_newest_first_with_marks(models, run):
     assert shown[0]["hashes"]["tables"] == "t1".ljust(64, "0") and shown[0]["facts"] == {
         "seed_watermark": 1650931200000
     }
+
+
+def test_a_narrow_screen_breaks_no_row(models, run):
+    assert run("rollback", models)[0] == 0
+    wide, narrow = (run("versions", models, columns=columns)[1].splitlines() for columns in (200, 40))
+    assert [line.split()[3:] for line in narrow] == [line.split()[3:] for line in wide]  # without the ages
+    assert len(narrow) == 6 and "live, pinned, content of" in narrow[2]
 
 
 def test_rollback_says_what_it_went_back_to_and_how_to_unpin(models, run):

@@ -277,6 +277,15 @@ def test_warm_up_runs_every_record_before_the_first_request(folder, tmp_path):
     assert Bundle(path, warm_up=False).predict(x, signature="count")["runs"] == 1
 
 
+def test_warm_up_of_one_signature_leaves_records_for_less_than_all_outputs_out(folder, tmp_path):
+    x = {"x": np.zeros(3, "f4")}
+    record = {"signature": "count", "inputs": x}
+    path = warm(folder, tmp_path, record, {**record, "outputs": ["runs"]}, {**record, "signature": "parts"})
+    assert Bundle(path, warm_up=True).predict(x, signature="count")["runs"] == 3
+    assert Bundle(path, warm_up="count").predict(x, signature="count")["runs"] == 2
+    assert Bundle(path, warm_up="parts").predict(x, signature="count")["runs"] == 1
+
+
 def test_warm_up_that_fails_fails_the_load(folder, tmp_path):
     good = {"signature": "parts", "inputs": {"x": np.ones(2, "f4")}}
     path = warm(folder, tmp_path, good, {"signature": "positive", "inputs": {"x": np.zeros(2, "f4")}}, good)

@@ -76,8 +76,9 @@ def test_what_tensorflow_writes_is_read(tmp_path):
 
 def test_round_trip(folder):
     assert read_warmup(folder) == []
-    write_warmup(folder, [REQUEST])
-    (only,) = map(parsed, read_warmup(folder))
+    write_warmup(folder, [REQUEST, {**REQUEST, "outputs": ["score"]}])
+    only, part = map(parsed, read_warmup(folder))
+    assert not only.output_filter and list(part.output_filter) == ["score"]
     assert only.inputs["user_id"].tensor_content == struct.pack("<q", 7)
     assert [size.size for size in only.inputs["item_id"].tensor_shape.dim] == [2]
 
