@@ -3,7 +3,11 @@
 import dataclasses
 import io
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -13,11 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.audience import Cut
+from lookalike.clicklog import ClickLog
+from lookalike.snapshots import Snapshots, catch_up, open_store
 from ranking.data.tables import Dataset
+from ranking.erasure import Person
 from ranking.evaluation import evaluate_run
 from ranking.expansion import expand_seeds
 from ranking.export import export_run
 from ranking.forget import forget
+from ranking.forget_log import LogPlace
+from ranking.forget_models import versions_with
 from ranking.fusion import FusionWeights
 from ranking.retrieval import items_of_user, users_of_item
 from ranking.run import load_run, parameters_hash
@@ -282,6 +291,79 @@ def test_a_kill_leaves_old_or_new(text, tmp_path, kill_when, pattern):
     report = forget(user, data=data, runs=[path])
     assert user not in load_run(path).state.user_ids and traces(data, user) == [] == traces(path, user)
     assert any("killed" in note for note in report["notes"])
+
+
+def test_versions_that_hold_the_user_are_named(text, tmp_path):
+    data, path = copied(text, tmp_path)
+    user, models = victim(text, 5), tmp_path / "models"
+    before = export_run(load_run(path), models)
+    found = forget(user, data=data, runs=[path], models=[models])
+    assert found["models"] == [{"path": str(models), "versions": [str(before)]}] and found["remaining"] == []
+    assert any("prune" in note for note in found["notes"])
+    after = export_run(load_run(path), models)
+    assert versions_with(models, [user]) == [str(before)] and traces(after, user) == []
+
+
+ERASE = """
+import sys
+from ranking.erasure import Person
+from ranking.forget_log import LogPlace
+place = LogPlace(sys.argv[1], Person(sys.argv[2]))
+print("looked", flush=True)
+with place.held():
+    place.erase()
+print("done", flush=True)
+"""
+
+
+def erase(folder: Path, user: int, after: float | None, root: Path) -> float:
+    """Erases in a process of its own, which is killed so many seconds after it has looked; how long it ran."""
+    line = [sys.executable, "-c", ERASE, str(folder), str(user)]
+    process = subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "looked\n"
+    started = time.monotonic()
+    if after is not None:
+        time.sleep(after)
+        process.kill()
+    said = process.communicate()[0]
+    assert after is not None or said == "done\n"
+    return time.monotonic() - started
+
+
+def test_a_log_whose_erasure_is_killed_is_erased_by_the_next_one(tmp_path):
+    """SIGKILL at random moments: the same bytes as without."""
+    root, user, generator = Path(__file__).resolve().parents[2], 2**53 + 12_345_671, np.random.default_rng(1)
+    start = tmp_path / "start"
+    with ClickLog(start, user_ids="int64", item_ids="int64", segment_bytes=200_000) as log:
+        snapshots = Snapshots(start / "seeds")
+        store = open_store(log, snapshots)
+        for number in range(40):
+            users = np.where(generator.random(5000) < 0.01, user, generator.integers(0, 10**6, 5000))
+            log.append(users, generator.integers(0, 500, 5000), 1_767_225_600_000 + np.arange(5000) + 5000 * number)
+            if number in (20, 30):
+                catch_up(store, log)
+                snapshots.save(store)
+    packed = user.to_bytes(8, "little")
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    whole = erase(shutil.copytree(start, tmp_path / "whole"), user, None, root)
+    expected = contents(tmp_path / "whole")
+    assert not any(packed in data for data in expected.values()) and len(expected) > 15
+    chance, half = random.Random(7), 0
+    for number in range(12):
+        folder = shutil.copytree(start, tmp_path / f"killed{number}")
+        erase(folder, user, chance.uniform(0, whole), root)
+        half += contents(folder) not in (expected, contents(start))
+        place = LogPlace(folder, Person(str(user)))
+        with place.held():
+            place.erase()
+        assert place.remaining() == []
+        assert {name: data for name, data in contents(folder).items() if ".tmp-" not in name} == expected
+        shutil.rmtree(folder)
+    assert half  # some were killed in the middle
 
 
 def test_the_search_for_traces_sees_into_files(tmp_path):
