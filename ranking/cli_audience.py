@@ -123,6 +123,8 @@ def forget(
         print(json.dumps(found, ensure_ascii=False))
     else:
         Console().print(_forgotten(found))
+    if found["remaining"]:
+        raise typer.Exit(1)
 
 
 def _forgotten(found: dict[str, Any]) -> Group:
@@ -136,9 +138,10 @@ def _forgotten(found: dict[str, Any]) -> Group:
     for place in found["files"]:
         table.add_row(place["path"], "rows", f"{place['removed']:,}")
     notes = [*(note for place in found["runs"] for note in place["notes"]), *found["notes"]]
-    left = [f"Still there: {path}" for path in found["remaining"]] or [
-        "Looked again: nothing of the user is left there."
-    ]
+    looked = found["data"] or found["runs"] or found["files"] or found["logs"]
+    left = [f"Still there: {path}" for path in found["remaining"]]
+    if looked and not left:
+        left = ["Looked again: nothing of the user is left there."]
     versions = [f"Holds the user: {path}" for place in found["models"] for path in place["versions"]]
     return Group(table, "", *left, *(f"Note: {note}." for note in dict.fromkeys(notes)), *versions)
 

@@ -87,6 +87,9 @@ def forget(
             "Nowhere to look: name a dataset (--data), runs (--run), lists (--file), click logs (--log) or servers "
             "(--redis)."
         )
+    for path in models:
+        if not Path(path).is_dir():
+            raise UserError(f"--models {path}: should be a folder of models. Received: no such folder.")
     progress("looking for the user", 0, 1)
     places = _Places(person, data, runs, files, logs, redis)
     in_redis = None

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ranking.errors import UserError
 from ranking.fingerprints import fingerprints
 from ranking.rewrite import variable_key
 from serving.retention import version_folders
@@ -22,12 +21,7 @@ def versions_with(models: Path, users: Sequence[Any]) -> list[str]:
     Args:
         models: Path. A folder of models.
         users: int or str each: under which ids the user may be known.
-
-    Raises:
-        UserError: it is no folder of models.
     """
-    if not models.is_dir():
-        raise UserError(f"--models {models}: should be a folder of models. Received: no such folder.")
     import tensorflow as tf
 
     wanted = [

@@ -442,6 +442,7 @@ def test_mistakes_about_logs(make_log, tmp_path):
         (2**63, {"logs": [folder]}, r"from -2\^63 to 2\^63 - 1. Received: 9223372036854775808"),
         (5, {"logs": [folder]}, "user '5' is in none of these"),
         (5, {"logs": [tmp_path / "none"]}, "none: there is no click log"),
+        (NUMBER, {"logs": [folder], "models": [tmp_path / "none"]}, "none: should be a folder of models"),
         (5, {"redis": ["http://localhost"]}, "--redis: `url` should start with redis://"),
         (5, {"redis": ["redis://ann:secret@127.0.0.1:1"]}, r"redis://127.0.0.1:1: .*[Cc]onnect"),
     ):
@@ -457,6 +458,22 @@ def test_an_unfinished_training_is_removed(data, tmp_path):
     (unfinished / "checkpoint.json").write_text("{}")
     found = forget("ann", data=data, runs=[tmp_path / "run"])
     assert not unfinished.exists() and str(unfinished) in found["notes"][0]
+
+
+def test_command_with_a_log(make_log, tmp_path):
+    app, folder = typer.Typer(), make_log("int64", NUMBER)
+    add_to(app)
+    asked = CliRunner().invoke(app, ["forget", str(NUMBER), "--log", str(folder)])
+    assert isinstance(asked.exception, UserError) and "--yes" in str(asked.exception)
+    no_models = CliRunner().invoke(app, ["forget", "5", "--log", str(folder), "--models", str(tmp_path), "--yes"])
+    assert "user '5' is in none of these" in str(no_models.exception) and str(tmp_path / "log") in str(
+        no_models.exception
+    )
+    (tmp_path / "models").mkdir()
+    words = ["forget", str(NUMBER), "--log", str(folder), "--models", str(tmp_path / "models"), "--yes"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "lines set aside" in done.stdout and "Looked again: nothing" in done.stdout
+    assert "Holds the user" not in done.stdout and holding(folder, NUMBER) == set()
 
 
 # Servers.
