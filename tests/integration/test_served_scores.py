@@ -17,11 +17,13 @@ from ranking.fusion import fuse
 from ranking.rows import training_rows
 from ranking.scoring import score_rows
 from serving.errors import InvalidArgument
+from serving.protos import messages
 from serving.publish import versions
 from serving.rest import RankClient as RestClient
 from serving.rpc import RankClient as GrpcClient
 from serving.server import Server
 from serving.server.bundle import Bundle
+from serving.warmup import read_warmup
 
 pytestmark = pytest.mark.slow
 
@@ -310,6 +312,19 @@ def test_a_version_holds_what_it_needs_and_no_more(tiny, models):
     # each table once: the state, the items' share of the first layers, their centroids with the global embedding
     size = sum(values for name, values in stored.items() if name.startswith("tables/"))
     assert size == sum(values.size for values in table_arrays(run, run.state).values())
+
+
+def test_every_signature_is_warmed_up_at_real_sizes_and_for_the_usual_outputs(models):
+    """A choice of outputs is compiled by itself: the first to ask for it would wait."""
+    kind = messages("tensorflow_serving/apis/predict.proto").PredictRequest
+    (version,) = versions(models / "seedrank")
+    found = set()
+    for request in map(kind.FromString, read_warmup(models / "seedrank" / str(version))):
+        count = request.inputs["item_id"].tensor_shape.dim[0].size
+        found.add((request.model_spec.signature_name, count, *request.output_filter))
+    others = {"rank_top", "rank_features", "rank_embedding", "rank_with_weights", "serving_default"}
+    sizes = {("rank", count) for count in (1, 100, 1000, MAX_CANDIDATES)} | {(name, 1000) for name in others}
+    assert found == sizes | {("rank", 1000, "score"), ("rank_top", 1000, "item_id", "score")}
 
 
 def test_status_and_metadata(connect, server):

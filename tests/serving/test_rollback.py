@@ -96,7 +96,7 @@ def test_a_pin_that_can_not_be_read_is_a_pin(tmp_path):
 
 def test_a_refused_rollback_leaves_the_model_as_it_was(tmp_path):
     class Refuses:
-        def verify(self, folder):
+        def verify(self, folder, known_graph):
             assert pinned(tmp_path) is not None  # pinned first: a crash here pauses refreshes, no more
             raise ServingError("not published: no.")
 

@@ -1,5 +1,6 @@
 """TensorFlow Serving's files: the official protos parse them, YAML reads them, and a fake server gets the flags."""
 
+import inspect
 import json
 import os
 import signal
@@ -17,13 +18,13 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from ranking import cli
+from ranking import cli, cli_serve
 from serving.containers import IMAGE
 from serving.errors import ServingError
 from serving.manifest import Content, write_manifest
 from serving.protos import messages
 from serving.retention import named_versions
-from serving.tfserving import command, write_files
+from serving.tfserving import RELOAD_SECONDS, command, write_files
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tensorflow_serving/config"
@@ -305,3 +306,8 @@ def test_the_embedded_server_stops_on_sigterm(tmp_path, save_half):
     _, error = process.communicate(timeout=240)
     assert process.returncode == 0
     assert error.splitlines()[-1] == "Stopped: every request that had come was answered."
+
+
+def test_labels_reach_both_servers_as_soon():
+    """`seedrank tfserving --help` and the page promise it of either."""
+    assert inspect.signature(cli_serve.serve).parameters["config_poll"].default == RELOAD_SECONDS
