@@ -211,8 +211,8 @@ class Arrivals:
         taken = self.refreshes()
         within = f"{sum(count <= 1 for count in taken):,} of {len(taken):,}"
         return (
-            f"{within} items had their similarity at the first refresh after their {min_seeds}th seed, the last one at "
-            f"number {max(taken)}. Tables with it were published after {np.median(waits) / speed:.1f} s (median; at most "
+            f"{within} items had their similarity at the first refresh after their {min_seeds}th seed, the last one "
+            f"at number {max(taken)}. Tables with it came out after {np.median(waits) / speed:.1f} s (median; at most "
             f"{max(waits) / speed:.1f} s), which at {speed:,g}x are {np.median(waits) / 3600:.1f} h of the log."
         )
 

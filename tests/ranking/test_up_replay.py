@@ -59,8 +59,8 @@ def test_arrivals_count_the_refreshes_that_passed():
     assert arrivals.refreshes() == [1, 2, 1]
     # published after 110, 170 and 120 ms, which at 10x are a tenth of it
     assert arrivals.told(20, 10.0) == (
-        "2 of 3 items had their similarity at the first refresh after their 20th seed, the last one at number 2. Tables "
-        "with it were published after 0.0 s (median; at most 0.0 s), which at 10x are 0.0 h of the log."
+        "2 of 3 items had their similarity at the first refresh after their 20th seed, the last one at number 2. "
+        "Tables with it came out after 0.0 s (median; at most 0.0 s), which at 10x are 0.0 h of the log."
     )
     assert Arrivals({}, 0).told(20, 10.0) == "No item gained its 20th seed and a similarity meanwhile."
     hours = Arrivals({"a": 0}, 0)
