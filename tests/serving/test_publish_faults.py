@@ -54,7 +54,7 @@ sys.path.insert(0, sys.argv[2])
 from test_publish_faults import build
 
 class Accepts:
-    def verify(self, folder):
+    def verify(self, folder, known_graph):
         pass
 
 def attempt(base, fatal, after):
