@@ -93,7 +93,7 @@ def speeds(process: subprocess.Popen, client: redis.Redis, url: str, count: int)
     begin = time.perf_counter()
     store.seed_counts(items), store.changed_since(store.mark() - 1)
     print(f"counts and changes of {len(items):,} items: {1e3 * (time.perf_counter() - begin):.0f} ms")
-    client.flushall()
+    client.execute_command("FLUSHALL", "SYNC")
 
 
 def write(url: str, partition: str, columns: Any) -> None:
@@ -117,13 +117,13 @@ def writers(process: subprocess.Popen, client: redis.Redis, url: str, count: int
         found = RedisSeedStore(url, name="many").counts
         assert found.accepted == found.applied == count // number * number
         print(f"| {number} | {found.accepted / (time.perf_counter() - begin):,.0f} |", flush=True)
-        client.flushall()
+        client.execute_command("FLUSHALL", "SYNC")
 
 
 def sizes(client: redis.Redis, url: str) -> None:
     print("\n| seeds of an item | bytes a seed |\n|---|---|")
     for each, items in ((10, 20_000), (100, 4000), (128, 4000), (1000, 500), (10_000, 50), (1_000_000, 1)):
-        client.flushall()
+        client.execute_command("FLUSHALL", "SYNC")
         before = client.info("memory")["used_memory"]
         store = RedisSeedStore(url, name="size")
         count = each * items
@@ -135,7 +135,7 @@ def sizes(client: redis.Redis, url: str) -> None:
         taken = client.info("memory")["used_memory"] - before
         assert store.nbytes == 16 * count
         print(f"| {each:,} | {taken / count:.0f} |", flush=True)
-    client.flushall()
+    client.execute_command("FLUSHALL", "SYNC")
 
 
 def main() -> None:
