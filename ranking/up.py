@@ -137,11 +137,12 @@ def run_up(plan: Plan, screen: Callable[[Sequence[tuple[str, str]]], Screen]) ->
                 if stops:
                     return supervisor.end(at_once=lambda: len(stops) > 1)
         clock = None if plan.speed is None else Clock(_watermark(plan), f"{own}/clock", plan.speed)
+        # Each refresh prunes old versions: none should before the server has loaded its first, however long that takes.
+        refreshed, served = _answers(urls["refresh"]), _answers(urls["server"])
         tasks = [
             Task("ingest", _ingest(plan, ingest), _answers(f"http://{at}:{ingest}/healthz"), GRACE["ingest"]),
-            Task("refresh", _refresh(plan, refresh, clock), _answers(urls["refresh"]), GRACE["refresh"]),
-            # The version that it begins to load may be pruned meanwhile, where refreshes are quick and loads are slow.
-            Task("server", _serve(plan, rest, grpc), _answers(urls["server"]), GRACE["server"], tries=3),
+            Task("refresh", _refresh(plan, refresh, clock), refreshed, GRACE["refresh"], after="server"),
+            Task("server", _serve(plan, rest, grpc), served, GRACE["server"]),
         ]
         if clock is not None:
             words = [*CHILD, "replayed", "feed", "--data", str(plan.data), *clock.words()]

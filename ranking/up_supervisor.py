@@ -34,7 +34,7 @@ class Task:
         grace: float, seconds. What it has to end by itself when it is told to. Defaults to `30.0`.
         lasting: bool. Whether it should run until it is ended: one that is not ends by itself, with status 0. Defaults
             to `True`.
-        tries: int. How often it may refuse its arguments (status 2) before it ever worked. Defaults to `1`.
+        after: str. The task that has to have worked before this one starts. Defaults to none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Task:
     ready: Callable[[], bool]
     grace: float = 30.0
     lasting: bool = True
-    tries: int = 1
+    after: str = ""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Supervisor:
     """Runs tasks as processes; `look` is called again and again by the one thread that owns it.
 
     A child that dies is started again after a pause: one second, then two, up to half a minute. One that refuses its
-    arguments (status 2) before it ever worked would do so again: after its last try that ends everything. Children do
+    arguments (status 2) before it ever worked would do so again: that ends everything. Children do
     not outlive this process, however it ends: each has a pipe as standard input, and ends in good order when the pipe
     does (`ranking.up_child`). A terminal's Ctrl-C reaches this process only, which ends them in the order of the tasks.
 
@@ -106,7 +106,8 @@ class Supervisor:
         """
         for child in self.children.values():
             if child.state == "waiting" and time.monotonic() >= child._due:
-                self._start(child)
+                if not child.task.after or self.children[child.task.after]._was_ready:
+                    self._start(child)
             elif child._process is not None:
                 self._watch(child)
 
@@ -195,8 +196,7 @@ class Supervisor:
         if not child.task.lasting and status == 0:
             child.state = "ended"
             return
-        refused = status == REFUSED and not child._was_ready and child.restarts + 1 >= child.task.tries
-        if not child.task.lasting or refused:
+        if not child.task.lasting or (status == REFUSED and not child._was_ready):
             raise UserError(f"{name}: {child.last.removeprefix('seedrank: ') or f'ended with status {status}'}")
         self._say(name, f"{_said(status)}; it is started again in {child._pause:g} s")
         child.state, child._due = "waiting", time.monotonic() + child._pause

@@ -55,7 +55,7 @@ def up(started, tiny, tmp_path_factory):
     """`() -> Up`, on the same models and log each time."""
     folder = tmp_path_factory.getbasetemp() / "up"
     settings = ["--run", tiny.path, "--data", tiny.data, "--models", folder / "models", "--log", folder / "log"]
-    settings += ["--every", "10s", "--min-seeds", tiny.run.schema.min_seeds, "--json"]
+    settings += ["--every", "15s", "--min-seeds", tiny.run.schema.min_seeds, "--json"]
     for name in ("ingest", "refresh", "rest", "grpc"):
         settings += [f"--{name}-port", "0"]
     return lambda: Up(started("up", *settings))

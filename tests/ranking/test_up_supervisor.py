@@ -96,12 +96,21 @@ def test_a_child_that_refuses_its_arguments_ends_everything_with_its_words(tmp_p
     assert supervisor.children["fine"].pid is None  # nobody is left behind
 
 
-def test_a_child_may_have_more_tries(tmp_path):
-    refuses = "import sys; print('no', file=sys.stderr); sys.exit(2)"
-    patient = task("patient", tmp_path, refuses, ready=lambda: False, tries=3)
-    with pytest.raises(UserError, match="^patient: no$"), Supervisor([patient]) as supervisor:
-        look_until(supervisor, lambda: False)
-    assert supervisor.children["patient"].restarts == 2
+def test_a_child_starts_after_the_one_it_needs_has_worked(tmp_path):
+    works = []
+    tasks = [task("second", tmp_path, after="first"), task("first", tmp_path, ready=lambda: bool(works))]
+    with Supervisor(tasks) as supervisor:
+        assert look_until(supervisor, (tmp_path / "first").exists)
+        assert not look_until(supervisor, (tmp_path / "second").exists, 0.3)
+        assert supervisor.children["second"].state == "waiting" and not supervisor.all_ready()
+        works.append(1)
+        assert look_until(supervisor, supervisor.all_ready)
+        # It does not wait for one that is started again.
+        os.kill(supervisor.children["first"].pid, signal.SIGKILL)
+        os.kill(supervisor.children["second"].pid, signal.SIGKILL)
+        works.clear()
+        assert look_until(supervisor, lambda: len((tmp_path / "second").read_text().split()) == 4)
+        assert supervisor.end()
 
 
 def test_status_2_of_a_child_that_worked_is_a_death_like_any_other(tmp_path):
