@@ -178,22 +178,26 @@ def main() -> None:
     measures: dict[str, Callable[[Figures, Path, bool], dict]] = {
         "log": log, "http": http, "seed": seed, "store": stored, "served": served, "refresh": refresh,
     }  # fmt: skip
-    with work(arguments.work) as folder:
-        with tempfile.TemporaryDirectory(dir=folder) as own:
-            told["machine"] = store.ceilings(Path(own), 0.5 if arguments.quick else 2.0)
-            machine(figures, told["machine"])
-        for part in chosen:
-            begin = time.perf_counter()
+    try:
+        with work(arguments.work) as folder:
             with tempfile.TemporaryDirectory(dir=folder) as own:
-                told[part] = measures[part](figures, Path(own), arguments.quick)
-            load.append(os.getloadavg()[0])
-            console.print(f"{part}: {time.perf_counter() - begin:.0f} s, load average {load[-1]:.1f}", highlight=False)
-    console.print(figures.table())
-    about = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; load average from {min(load):.1f} "
-    console.print(f"{about}to {max(load):.1f} (the benchmark itself is part of it).", highlight=False)
-    if arguments.json:
-        told |= {"figures": figures.rows, "load": load, "cores": os.cpu_count(), "quick": arguments.quick}
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+                told["machine"] = store.ceilings(Path(own), 0.5 if arguments.quick else 2.0)
+                machine(figures, told["machine"])
+            for part in chosen:
+                begin = time.perf_counter()
+                with tempfile.TemporaryDirectory(dir=folder) as own:
+                    told[part] = measures[part](figures, Path(own), arguments.quick)
+                load.append(os.getloadavg()[0])
+                console.print(
+                    f"{part}: {time.perf_counter() - begin:.0f} s, load average {load[-1]:.1f}", highlight=False
+                )
+    finally:  # one that fails takes nothing from the others
+        console.print(figures.table())
+        about = f"{platform.machine()}, {os.cpu_count()} cores; load average from {min(load):.1f} to {max(load):.1f}"
+        console.print(f"{about} (the benchmark itself is part of it).", highlight=False)
+        if arguments.json:
+            told |= {"figures": figures.rows, "load": load, "cores": os.cpu_count(), "quick": arguments.quick}
+            arguments.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
