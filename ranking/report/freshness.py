@@ -23,6 +23,7 @@ NAMES = {
     "daily seeds": "refreshed, but for the seeds",
     "refreshed": "refreshed",
 }
+SHORT = {"frozen": "frozen", "daily": "exported", "daily seeds": "all but seeds", "refreshed": "refreshed"}
 PLACES = {
     "before": "before any tables have it",
     "between": "refreshed tables have it, the export not yet",
@@ -31,10 +32,11 @@ PLACES = {
     "all": "all items",
 }
 PHASES_TOLD = (
-    "Impressions of the items that gained a similarity meanwhile, by who had it at that moment: nobody, refreshed "
-    "tables only, or those exported once a {} too. Every impression is judged with tables of clicks strictly before "
-    "it. All arms are the same models on the same rows. Similar: the share of rows with a similarity. Gain: the AUC of "
-    "refreshed tables minus this one, ± its standard error by a bootstrap over users; bars are 95 % intervals. "
+    "Impressions of the items that gained a similarity meanwhile, by who had it at that moment: nobody (before), "
+    "refreshed tables only (between), or those exported once a {} too (after). Every impression is judged with tables "
+    "of clicks strictly before it. All arms are the same models on the same rows. Similar: the share of rows with a "
+    "similarity. Gain: the AUC of refreshed tables minus this one, ± its standard error by a bootstrap over users; bars "
+    "are 95 % intervals. "
 )
 COLORS = {"frozen": GREY, "daily": ORANGE, "daily seeds": GREEN, "refreshed": BLUE}
 
@@ -161,7 +163,8 @@ def _quality(found: Freshness, places: Sequence[str], name: str) -> str:
     rows = []
     for row in found.quality[found.quality["where"].isin(places)].to_dict("records"):
         shown = f"{row['impressions']:,} / {row['clicks']:,}"
-        cells = [escape(_place(row["where"])), escape(NAMES[row["arm"]]), cell(shown, row["impressions"])]
+        place = row["where"] if row["where"] in PHASES else _place(row["where"])
+        cells = [escape(place), escape(SHORT[row["arm"]]), cell(shown, row["impressions"])]
         cells += [f"{row['with_similarity']:.0%}", f"{row['value']:.4f}", _change(row, "")]
         if truth:
             cells += [f"{row['value_truth']:.4f}", _change(row, "_truth"), f"{row['ceiling']:.4f}"]
