@@ -60,7 +60,7 @@ class Figures:
         table = Table("figure", "aim", "measured", "met", "beside")
         for row in self.rows:
             aims = [(">=", row["least"]), ("<=", row["most"])]
-            aim = "".join(f"{sign} {bound:,g}" for sign, bound in aims if bound is not None)
+            aim = "".join(f"{sign} {bound:,.15g}" for sign, bound in aims if bound is not None)
             digits = 0 if abs(row["measured"]) >= 1000 else 1 if abs(row["measured"]) >= 10 else 2
             met = {None: "", True: "yes", False: "NO"}[row["met"]]
             table.add_row(row["figure"], aim, f"{row['measured']:,.{digits}f} {row['unit']}", met, row["note"])
