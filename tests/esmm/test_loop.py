@@ -34,6 +34,7 @@ def batch_of(rows, seed=0):
     return inputs, labels, {"log_pctcvr": generator.random(rows).astype(np.float32)}
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_fit():
     batches = [batch_of(10, seed) for seed in range(5)] + [batch_of(3, 9)]
     shares = {"click_logit": 1.0, "log_pctcvr": 2.5}
