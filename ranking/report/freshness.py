@@ -25,9 +25,9 @@ NAMES = {
 }
 SHORT = {"frozen": "frozen", "daily": "exported", "daily seeds": "all but seeds", "refreshed": "refreshed"}
 PLACES = {
-    "before": "before any tables have it",
-    "between": "refreshed tables have it, the export not yet",
-    "after": "both have it",
+    "before": "nobody: before",
+    "between": "refreshed only",
+    "after": "both: after",
     "new": "all new items",
     "all": "all items",
 }
@@ -35,8 +35,8 @@ PHASES_TOLD = (
     "Impressions of the items that gained a similarity meanwhile, by who had it at that moment: nobody (before), "
     "refreshed tables only (between), or those exported once a {} too (after). Every impression is judged with tables "
     "of clicks strictly before it. All arms are the same models on the same rows. Similar: the share of rows with a "
-    "similarity. Gain: the AUC of refreshed tables minus this one, ± its standard error by a bootstrap over users; bars "
-    "are 95 % intervals. "
+    "similarity. Gain: the AUC of refreshed tables minus this one, ± its standard error by a bootstrap over users; "
+    "bars are 95 % intervals. "
 )
 COLORS = {"frozen": GREY, "daily": ORANGE, "daily seeds": GREEN, "refreshed": BLUE}
 
@@ -225,13 +225,14 @@ def _drawn(found: Freshness, places: Sequence[str]) -> dict[str, Any]:
                 "marker": {"color": COLORS[arm], "size": 7},
                 "line": {"color": COLORS[arm], "width": 1.5},
                 "name": label,
-                "x": [_place(name).replace(", ", ",<br>") for name in rows["where"]],
+                "x": [_place(name) for name in rows["where"]],
                 "y": middle,
                 "error_y": bars(middle, low, high, COLORS[arm]),
             }
         )
     title = "AUC by the truth" if suffix else "AUC"
-    return {"data": traces, "layout": layout(xaxis=axis("", type="category"), yaxis=axis(title))}
+    what = "who has the item's similarity" if places is PHASES else "age of the item"
+    return {"data": traces, "layout": layout(xaxis=axis(what, type="category"), yaxis=axis(title))}
 
 
 def _caveats(found: Freshness) -> list[str]:

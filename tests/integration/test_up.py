@@ -91,7 +91,7 @@ def post(where, clicks):
 def test_clicks_become_seeds_and_a_similarity_that_is_served(up, tiny):
     state, few = tiny.run.state, tiny.run.schema.min_seeds
     counts = state.seed_counts[:-1]
-    item = state.item_ids[int(counts.argmin())]
+    item = state.item_ids.tolist()[int(counts.argmin())]
     clicker, clicked, *_ = tiny.timeline.seed_events()
     before = set(tiny.timeline.user_ids[clicker[tiny.timeline.item_ids[clicked] == item]])
     users = [user for user in state.user_ids.tolist() if user not in before][:few]
