@@ -83,9 +83,9 @@ class Supervisor:
     """Runs tasks as processes; `look` is called again and again by the one thread that owns it.
 
     A child that dies is started again after a pause: one second, then two, up to half a minute. One that refuses its
-    arguments (status 2) before it ever worked would do so again: that ends everything. Children do
-    not outlive this process, however it ends: each has a pipe as standard input, and ends in good order when the pipe
-    does (`ranking.up_child`). A terminal's Ctrl-C reaches this process only, which ends them in the order of the tasks.
+    arguments (status 2) before it ever worked would do so again: that ends everything. Children do not outlive this
+    process, however it ends: each has a pipe as standard input, and ends in good order when the pipe does
+    (`ranking.up_child`). A terminal's Ctrl-C reaches this process only, which ends them in the order of the tasks.
 
     Args:
         tasks: sequence of Task. In the order in which they are to end.
