@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,28 +37,22 @@ class Bundle:
 
     Args:
         path: str or Path. The folder that holds `saved_model.pb`.
-        warm_up: bool, str or collection of str. Run the model's recorded requests, so that the first real one is as
-            fast as the others; or those of some signatures; or those of one that ask for all outputs. Defaults to
-            `True`.
+        warm_up: bool or str. Run the model's recorded requests, so that the first real one is as fast as the others;
+            or those of one signature that ask for all outputs. Defaults to `True`.
         optimize: bool. See `serving.server.runtime.Session`. Defaults to `True`.
 
     Attributes:
         signatures: dict. Signature name -> `SignatureDef`, the initialiser's own among them.
         warm_up_seconds: float or None. What the recorded requests took; none where there were none.
-        asked: set of str. The signatures that `predict` has answered.
 
     Raises:
         RequestError: the folder is not a SavedModel, its variables are missing, the runtime refused it, or one of its
             warm-up requests fails.
     """
 
-    def __init__(
-        self, path: str | Path, *, warm_up: bool | str | Collection[str] = True, optimize: bool = True
-    ) -> None:
-        self._path = path = Path(path)
+    def __init__(self, path: str | Path, *, warm_up: bool | str = True, optimize: bool = True) -> None:
+        path = Path(path)
         self.warm_up_seconds: float | None = None
-        self.asked: set[str] = set()
-        self._warm: set[int] = set()  # numbers of the records that were run
         if not (path / "saved_model.pb").is_file():
             raise NotFound(
                 "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
@@ -84,34 +78,22 @@ class Bundle:
             if not (path / "variables" / "variables.index").is_file() and STATEFUL & self._session.operation_types():
                 raise NotFound(f"{path}: the graph has variables, but there is no variables/variables.index.")
             if warm_up:
-                self.warm_up(None if warm_up is True else warm_up)
+                self._warm_up(path, None if warm_up is True else warm_up)
         except BaseException:
             self.close()
             raise
 
-    def warm_up(self, wanted: str | Collection[str] | None = None) -> None:
-        """Runs recorded requests that have not been run; aside, so that what serves now goes first.
-
-        Args:
-            wanted: str, collection of str or `None`. As the class has it. Defaults to `None`: all.
-
-        Raises:
-            RequestError: one of them fails, or the records can not be read; UNAVAILABLE after `close`.
-        """
+    def _warm_up(self, path: Path, signature: str | None) -> None:
+        """Runs the recorded requests aside, so that those of the version that serves now go first."""
         start = time.perf_counter()
         requests = messages("tensorflow_serving/apis/predict.proto").PredictRequest
-        for number, record in enumerate(read_warmup(self._path)):
+        for record in read_warmup(path):
             request = requests.FromString(record)
-            name = request.model_spec.signature_name
-            if isinstance(wanted, str):
-                chosen = name == wanted and not request.output_filter
-            else:
-                chosen = wanted is None or name in wanted
-            if not chosen or number in self._warm:
-                continue
             inputs = {alias: unpack(tensor) for alias, tensor in request.inputs.items()}
+            name = request.model_spec.signature_name
+            if signature is not None and (signature != name or request.output_filter):
+                continue
             self._predict(inputs, name, tuple(request.output_filter), aside=True)
-            self._warm.add(number)
             self.warm_up_seconds = time.perf_counter() - start
 
     def predict(
@@ -136,9 +118,7 @@ class Bundle:
         Raises:
             RequestError: with TensorFlow Serving's code and text; UNAVAILABLE after `close`.
         """
-        found = self._predict(inputs, signature, tuple(output_filter), timeout=timeout)
-        self.asked.add(signature or DEFAULT_SIGNATURE)
-        return found
+        return self._predict(inputs, signature, tuple(output_filter), timeout=timeout)
 
     def _predict(
         self, inputs: Mapping[str, np.ndarray], name: str, output_filter: tuple[str, ...], **how: Any

@@ -67,7 +67,7 @@ class Model:
         metrics: Metrics. Told of every load.
     """
 
-    def __init__(self, config: ModelConfig, load: Callable[..., Bundle], memory: Memory, metrics: Metrics) -> None:
+    def __init__(self, config: ModelConfig, load: Callable[[Path], Bundle], memory: Memory, metrics: Metrics) -> None:
         self.config = config
         self._load = load
         self._memory = memory
@@ -81,7 +81,6 @@ class Model:
         self._labels: dict[str, int] = {}
         self._stamps: dict[int, object] = {}  # version -> its files at the last look
         self._failed: dict[int, object] = {}  # version -> its files when it failed to load
-        self._warming: threading.Thread | None = None  # of the newest version
         self._complaint = ""
 
     def look(self) -> None:
@@ -151,10 +150,9 @@ class Model:
     def _publish(self, version: int, folder: Path, stamp: object) -> None:
         """Loads a version; from then on it answers."""
         content = version_content(folder)
-        asked = self._asked()
         start = time.perf_counter()
         try:
-            bundle = self._load(folder, warm_up=asked or True)
+            bundle = self._load(folder)
         except Exception:
             self._metrics.observe_load(str(folder), False, time.perf_counter() - start)
             raise
@@ -175,24 +173,6 @@ class Model:
         _log.info("model %s version %d loaded", self.config.name, version)
         if old is not None:
             self._unload_later(version, old)
-        if asked:
-            name = f"serving-warm-up-{self.config.name}-{version}"
-            self._warming = threading.Thread(target=self._warm_up, args=(version, bundle), name=name, daemon=True)
-            self._warming.start()
-
-    def _asked(self) -> set[str]:
-        """The signatures that the newest loaded version was asked for."""
-        with self._changed:
-            newest = max(self._loaded, default=None)
-            return set() if newest is None else set(self._loaded[newest].bundle.asked)
-
-    def _warm_up(self, version: int, bundle: Bundle) -> None:
-        """Warms up what nobody has asked for; the version answers already."""
-        try:
-            bundle.warm_up()
-        except (RequestError, OSError) as error:
-            if version in self._loaded:  # else it was cut short by unloading
-                _log.error("model %s version %d: warm-up: %s", self.config.name, version, error)
 
     def _retire(self, version: int) -> None:
         """No request takes this version from now on."""
@@ -322,8 +302,6 @@ class Model:
                     old = self._loaded.pop(version)
                 self._report(VersionStatus(version, "UNLOADING"))
                 self._unload(version, old, DRAIN_SECONDS)
-            if self._warming is not None:
-                self._warming.join(DRAIN_SECONDS)  # unloading has cut it short
 
 
 def _check(folder: Path) -> None:

@@ -56,7 +56,7 @@ class Models:
 
     Args:
         configs: iterable of ModelConfig. The models until the next `reload` or `update`.
-        load: callable. As for `Model`. Defaults to `Bundle`.
+        load: callable. Folder of a version -> bundle. Defaults to `Bundle`.
         metrics: Metrics. Told which models there are, and of every load. Defaults to one of its own.
         memory: Memory. Asked before every load. Defaults to one of its own.
     """
@@ -64,7 +64,7 @@ class Models:
     def __init__(
         self,
         configs: Iterable[ModelConfig],
-        load: Callable[..., Bundle] = Bundle,
+        load: Callable[[Path], Bundle] = Bundle,
         *,
         metrics: Metrics | None = None,
         memory: Memory | None = None,

@@ -286,20 +286,6 @@ def test_warm_up_of_one_signature_leaves_records_for_less_than_all_outputs_out(f
     assert Bundle(path, warm_up="parts").predict(x, signature="count")["runs"] == 1
 
 
-def test_what_is_left_is_warmed_up_later_and_once(folder, tmp_path):
-    x = {"x": np.zeros(3, "f4")}
-    count, parts = {"signature": "count", "inputs": x}, {"signature": "parts", "inputs": x}
-    bundle = Bundle(warm(folder, tmp_path, count, parts, count), warm_up={"parts"})
-    assert bundle.asked == set() and bundle.warm_up_seconds is not None
-    assert bundle.predict(x, signature="count")["runs"] == 1
-    for _ in range(2):
-        bundle.warm_up()
-    assert bundle.predict(x, signature="count")["runs"] == 4
-    assert bundle.asked == {"count"}
-    bundle.close()
-    bundle.warm_up()  # nothing is left
-
-
 def test_warm_up_that_fails_fails_the_load(folder, tmp_path):
     good = {"signature": "parts", "inputs": {"x": np.ones(2, "f4")}}
     path = warm(folder, tmp_path, good, {"signature": "positive", "inputs": {"x": np.zeros(2, "f4")}}, good)

@@ -21,13 +21,10 @@ class Note:
     """Stands for a loaded bundle."""
 
     def __init__(self, path, log):
-        self.name, self.log, self.warm_up_seconds, self.asked = path.name, log, 0.25, set()
+        self.name, self.log, self.warm_up_seconds = path.name, log, 0.25
         if (path / "broken").exists():
             raise DeadlineExceeded("too slow to load")
         log.append(f"load {self.name}")
-
-    def warm_up(self):
-        self.log.append(f"warm up {self.name}")
 
     def close(self):
         self.log.append(f"close {self.name}")
@@ -52,7 +49,7 @@ def until(condition):
 
 
 def made(configs, log, **settings):
-    models = Models(configs, load=lambda path, warm_up: Note(path, log), **settings)
+    models = Models(configs, load=lambda path: Note(path, log), **settings)
     models.log = log
     return models
 
@@ -110,7 +107,7 @@ def test_an_old_version_stays_though_its_folder_goes_where_the_new_one_fails(mod
 
 def test_an_error_that_is_no_answer_of_the_runtime_is_reported_too(tmp_path):
     version(tmp_path / "m", 1)
-    models = Models([ModelConfig("m", tmp_path / "m")], load=lambda path, warm_up: 1 / 0)
+    models = Models([ModelConfig("m", tmp_path / "m")], load=lambda path: 1 / 0)
     with pytest.raises(ServingError, match="model m has no version that loads; version 1: .*division by zero"):
         models.start()
     (status,) = models.statuses("m")
@@ -199,7 +196,7 @@ def test_a_folder_that_changes_while_it_loads_is_not_served(tmp_path):
     path = version(tmp_path / "m", 1)
     log = []
 
-    def load(folder, warm_up):
+    def load(folder):
         (path / "late").write_text("x") if not log else None
         return Note(folder, log)
 
@@ -263,7 +260,7 @@ def test_a_slow_load_holds_up_neither_requests_nor_other_models(tmp_path):
     begun, go = threading.Event(), threading.Event()
     log = []
 
-    def load(path, warm_up):
+    def load(path):
         if path.parent.name == "slow" and path.name == "2":
             begun.set()
             go.wait(20)
@@ -457,46 +454,6 @@ def test_another_folder_for_a_model_is_loaded_before_the_old_content_goes(models
         assert models.log == ["load 1", "load 1"]
     until(lambda: models.log == ["load 1", "load 1", "close 1"])
     assert states(models) == {1: "AVAILABLE"}
-
-
-def test_what_was_asked_for_is_warm_before_a_version_answers_and_the_rest_after(tmp_path):
-    version(tmp_path / "m", 1)
-    log, wanted = [], []
-
-    def load(path, warm_up):
-        wanted.append(warm_up)
-        return Note(path, log)
-
-    models = Models([ModelConfig("m", tmp_path / "m")], load=load)
-    models.start()
-    for number in (2, 3):
-        with models.use("m") as (_, bundle):
-            bundle.asked |= {"rank", "rank_top"} if number == 2 else set()
-        version(tmp_path / "m", number)
-        look(models)
-        assert current(models) == number
-    until(lambda: "close 2" in log)
-    models.close()
-    assert wanted == [True, {"rank", "rank_top"}, True]  # nobody asked the second one: there is time for all
-    assert [line for line in log if line.startswith("warm")] == ["warm up 2"]
-    assert log.index("load 2") < log.index("warm up 2")
-
-
-def test_a_rest_that_fails_is_logged_and_what_answers_stays(tmp_path, caplog, monkeypatch):
-    version(tmp_path / "m", 1)
-    models = made([ModelConfig("m", tmp_path / "m")], [])
-    models.start()
-    with models.use("m") as (_, bundle):
-        bundle.asked.add("rank")
-    version(tmp_path / "m", 2)
-
-    def fail(self):
-        raise InvalidArgument("`x` should be positive")
-
-    monkeypatch.setattr(Note, "warm_up", fail)
-    look(models)
-    until(lambda: "model m version 2: warm-up: `x` should be positive" in caplog.text)
-    assert current(models) == 2
 
 
 def test_loads_are_counted(tmp_path):
