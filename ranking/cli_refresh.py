@@ -92,10 +92,10 @@ def refresh(
     SIGTERM and Ctrl-C end it after the step in hand; nothing is half-written.
     """
     seconds = _seconds(every)
-    stop = _stopping()
     quiet()
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_stopping())
         with Bars(console) as bars:
             loaded = _load(run, bars)
             opened = stack.enter_context(_log(log, loaded, data, write=backfill, bars=bars))
@@ -200,17 +200,21 @@ def _seconds(every: str) -> float:
         raise UserError(f"`--every` {error}. Received: {every!r}.") from None
 
 
-def _stopping() -> threading.Event:
-    """An event that SIGTERM and Ctrl-C set; a second Ctrl-C does not wait."""
+@contextlib.contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set while the block runs; a second Ctrl-C does not wait."""
     stop = threading.Event()
 
     def handle(number: int, _: Any) -> None:
         stop.set()
         signal.signal(number, signal.default_int_handler)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-    return stop
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _load(run: Path, bars: Bars) -> "Run":
