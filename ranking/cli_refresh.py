@@ -57,6 +57,11 @@ def refresh(
     byte_budget: Annotated[
         int | None, typer.Option(help="Bytes for all seeds, 16 each; else as many as there are.", min=16)
     ] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(help="A seed store on Redis or Valkey, as rediss://USER@HOST:6379/0.", envvar="SEEDRANK_REDIS"),
+    ] = None,
+    partition: Annotated[str, typer.Option(help="With --redis: the log's own name in the store.")] = "0",
     cohort: Annotated[
         str | None,
         typer.Option(help="A column of the users table (day of registration): no cohort outweighs the others."),
@@ -89,6 +94,9 @@ def refresh(
 
     Watch in /metrics: seedrank_refresh_table_age_seconds, failures_total, oldest_waiting_rounds, skipped_ticks_total.
 
+    With --redis the seeds lie on a server that the logs of several machines fill (`seedrank seeds`), and no snapshots
+    are written. While the server is away nothing is published, and the table's age rises.
+
     SIGTERM and Ctrl-C end it after the step in hand; nothing is half-written.
     """
     seconds = _seconds(every)
@@ -99,7 +107,13 @@ def refresh(
         with Bars(console) as bars:
             loaded = _load(run, bars)
             opened = stack.enter_context(_log(log, loaded, data, write=backfill, bars=bars))
-            store, snapshots = _store(opened, byte_budget, bars, stack)
+            store: Any
+            if redis is None:
+                store, snapshots = _store(opened, byte_budget, bars, stack)
+            else:
+                from ranking.ingest_seeds import open_shared
+
+                store, snapshots = open_shared(redis, opened, partition=partition, byte_budget=byte_budget), None
         from ranking.refresh import Refresher
 
         refresher = Refresher(
@@ -115,7 +129,7 @@ def refresh(
             cohort=cohort,
             max_cohort_share=max_cohort_share,
         )
-        saved = int(snapshots.paths()[0].stem) if snapshots.paths() else 0  # the offset of the newest one
+        saved = int(snapshots.paths()[0].stem) if snapshots and snapshots.paths() else 0  # the offset of the newest one
         stack.enter_context(refresher)
         if once:
             refresher.stop = stop
@@ -266,9 +280,9 @@ def _store(
     return store, snapshots
 
 
-def _save(store: "SeedStore", snapshots: "Snapshots", saved: int, events: int) -> int:
+def _save(store: "SeedStore", snapshots: "Snapshots | None", saved: int, events: int) -> int:
     """Writes a snapshot where more than so many events came since the last one; the offset of the last one."""
-    if store.offset - saved <= events:
+    if snapshots is None or store.offset - saved <= events:  # a shared store keeps itself
         return saved
     try:
         snapshots.save(store)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lookalike.redis_link import StoreUnavailable
 from lookalike.snapshots import catch_up
 from ranking.apply import no_version
 from ranking.errors import UserError
@@ -147,7 +148,9 @@ class Refresher:
             try:
                 after(self.once())
             except Exception as error:  # whatever it is, the next round tries again
-                level = logging.ERROR if isinstance(error, (ValueError, OSError)) else logging.CRITICAL
+                level = (
+                    logging.ERROR if isinstance(error, (ValueError, OSError, StoreUnavailable)) else logging.CRITICAL
+                )
                 _log.log(level, "not refreshed: %s", error, exc_info=level > logging.ERROR)
                 after(None)
             over = int((time.monotonic() - due) // self.every)

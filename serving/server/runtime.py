@@ -23,7 +23,8 @@ from serving.server.tensors import from_tensor, to_tensor
 
 __all__ = ["Plan", "Session"]
 
-LOAD_NICENESS = 10  # of the thread that loads: requests go first, yet a busy machine gets to the end of a load
+# Of the thread that loads where another session is open: its requests go first, yet a busy machine gets to the end.
+LOAD_NICENESS = 10
 SIGNATURES = b"\x2a"  # the tag of MetaGraphDef.signature_def
 # ConfigProto: intra_op_parallelism_threads 1 (one thread a request, parallel over requests) and
 # gpu_options.allow_growth (a trainer beside it needs memory too). RunOptions: inter_op_thread_pool -1, the calling
@@ -32,6 +33,9 @@ CONFIG = b"\x10\x01" + b"\x32\x02\x20\x01"
 IN_THIS_THREAD = b"\x18" + b"\xff" * 9 + b"\x01"
 TIMEOUT = b"\x10"
 AS_WRITTEN = b"\x52\x05\x52\x03\x98\x01\x01"  # graph_options.rewrite_options.disable_meta_optimizer
+
+
+_open: weakref.WeakSet["Session"] = weakref.WeakSet()  # whose requests a load stands behind
 
 
 class Plan(NamedTuple):
@@ -69,6 +73,7 @@ class Session:
         finally:
             lib.TF_DeleteBuffer(meta)
         self._session, self._graph = session, graph
+        _open.add(self)
         self._delete = weakref.finalize(self, _delete, lib, session, graph)
         self._delete.atexit = False
         self._lock = threading.Lock()
@@ -134,7 +139,7 @@ class Session:
                 lib.TF_SessionRun, self._session, options, plan.feeds, given, len(feeds), plan.fetches, fetched,
                 len(fetched), None, 0, None, status,
             )  # fmt: skip
-            if aside:
+            if aside and len(_open) > 1:
                 _aside(work)
             else:
                 work()
@@ -154,6 +159,7 @@ class Session:
         with contextlib.suppress(Unavailable):
             self._enter()
             self._closed = True
+            _open.discard(self)
             try:
                 with checked(self._library) as status:
                     self._library.TF_CloseSession(self._session, status)
@@ -181,12 +187,10 @@ def _load(lib: Any, path: Path, graph: int, meta: Any, config: bytes) -> int:
         with checked(lib) as status:
             lib.TF_SetConfig(options, config, len(config), status)
         with checked(lib) as status:
-            return _aside(
-                functools.partial(
-                    lib.TF_LoadSessionFromSavedModel, options, run_options, os.fsencode(path), tags, 1, graph, meta,
-                    status,
-                )
-            )  # fmt: skip
+            work = functools.partial(
+                lib.TF_LoadSessionFromSavedModel, options, run_options, os.fsencode(path), tags, 1, graph, meta, status
+            )
+            return _aside(work) if _open else work()
     finally:
         lib.TF_DeleteBuffer(run_options)
         lib.TF_DeleteSessionOptions(options)

@@ -97,6 +97,8 @@ class Models:
             list(pool.map(Model.look, models))
         for model in models:
             if not model.available():
+                model.look()  # what it listed may have been pruned while it loaded, and a newer one be there
+            if not model.available():
                 failed = model.failure()
                 reason = f"version {failed.version}: {failed.error_message}" if failed else "it has none"
                 raise ServingError(f"model {model.config.name} has no version that loads; {reason}")

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.errors import RequestError, ServingError, Unavailable
 from serving.server import bundle as bundle_module
-from serving.server import c_api
+from serving.server import c_api, runtime
 from serving.server.bundle import Bundle
 from serving.warmup import WARMUP, write_warmup
 
@@ -361,3 +362,17 @@ ask(second)
 def test_before_and_beside_an_imported_tensorflow(folder):
     done = subprocess.run([sys.executable, "-c", BOTH, str(folder)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_a_load_stands_behind_requests_only_where_there_are_some(folder, monkeypatch):
+    aside, real = [], runtime._aside
+    monkeypatch.setattr(runtime, "_aside", lambda work: aside.append(work) or real(work))
+    monkeypatch.setattr(runtime, "_open", weakref.WeakSet())
+    first = Bundle(folder)
+    assert not aside  # nobody is served yet
+    second = Bundle(folder)
+    assert aside
+    first.close(), second.close()
+    aside.clear()
+    Bundle(folder).close()
+    assert not aside

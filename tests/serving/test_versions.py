@@ -256,6 +256,21 @@ def test_loads_that_run_together_share_the_memory(tmp_path):
         pass
 
 
+def test_a_start_whose_only_version_is_pruned_while_it_loads_takes_the_next(tmp_path):
+    first, log = version(tmp_path / "m", 1), []
+
+    def load(path):
+        if path == first:
+            write_manifest(version(tmp_path / "m", 2), 2, "2026-01-01T00:00:00Z", Content())
+            shutil.rmtree(first)
+            raise DeadlineExceeded("its files are gone")
+        return Note(path, log)
+
+    models = Models([ModelConfig("m", tmp_path / "m")], load=load)
+    models.start()
+    assert current(models) == 2
+
+
 def test_a_slow_load_holds_up_neither_requests_nor_other_models(tmp_path):
     begun, go = threading.Event(), threading.Event()
     log = []
@@ -437,7 +452,7 @@ def test_one_reload_waits_at_a_time(models, tmp_path):
         models.reload(waiting, 20)
     assert caught.value.code == "ABORTED"
     version(tmp_path / "absent", 1)
-    models.poll()
+    look(models)
     thread.join()
     assert refused == []
     models.close()
