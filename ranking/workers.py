@@ -224,6 +224,8 @@ def _attempt(
             root = str(Path(__file__).resolve().parents[1])
             paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             environment = {**os.environ, "TF_CONFIG": json.dumps(config), "PYTHONPATH": paths}
+            if "ps" in roles:  # with a single thread the steps and their coordinator wait for one another for ever
+                environment.pop("TF_NUM_INTEROP_THREADS", None)
             log = stack.enter_context((logs / f"{name}.log").open("ab"))
             processes[name] = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL

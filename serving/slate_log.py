@@ -195,7 +195,7 @@ class SlateLog:
         """
         with self._writing:
             with self._wake:
-                held, self._held, self._size = self._held, [], 0
+                held, self._held = self._held, []  # their size counts until they are written
             if not held:
                 return
             try:
@@ -203,8 +203,9 @@ class SlateLog:
             except BaseException:
                 with self._wake:
                     self._held = held + self._held
-                    self._size += sum(len(shown.item_id) for _, shown in held)
                 raise
+            with self._wake:
+                self._size -= sum(len(shown.item_id) for _, shown in held)
             self.error = None
 
     def close(self) -> None:

@@ -263,7 +263,12 @@ class SeedStoreContract:
 
     # Order, repetition, splits.
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    # Several classes take these tests over, each with a store of its own: `differing_executors` is meant.
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    )
     @given(
         events=few_events,
         latest=st.integers(1, 6),
