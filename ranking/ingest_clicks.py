@@ -4,17 +4,17 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike.click_packing import Clicks
 from lookalike.clicklog import CLICK, UNCLICK
 from ranking.errors import UserError
 
-__all__ = ["FIELDS", "ClickFormat", "Clicks", "WrongClick"]
+__all__ = ["FIELDS", "ClickFormat", "WrongClick"]
 
 FIELDS = ("user_id", "item_id", "time", "kind")
 KINDS = {None: CLICK, "click": CLICK, "unclick": UNCLICK}
@@ -47,26 +47,6 @@ class WrongClick(UserError):
         place = f"line {line}" if field is None else f"line {line}, `{field}`"
         super().__init__(f"{place}: {rule}." + ("" if received is ... else f" Received: {_shown(received)}."))
         self.line, self.field = line, field
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """What `ClickLog.append` takes.
-
-    Args:
-        user: int64 `[n]`, or a list of texts.
-        item: likewise.
-        time: int64 `[n]`. Milliseconds since the epoch.
-        kind: uint8 `[n]`.
-    """
-
-    user: Any
-    item: Any
-    time: NDArray[np.int64]
-    kind: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.time)
 
 
 class ClickFormat:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lookalike.click_packing import Clicks
 from lookalike.clicklog import FORGET, ClickLog, ClickLogError
-from ranking.ingest_clicks import Clicks
 from ranking.ingest_metrics import IngestMetrics
 
 __all__ = ["LogNotWritable", "LogWriter"]

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import cast
 
+from lookalike.click_packing import Clicks
 from ranking.errors import UserError
-from ranking.ingest_clicks import FIELDS, ClickFormat, Clicks, WrongClick
+from ranking.ingest_clicks import FIELDS, ClickFormat, WrongClick
 from ranking.ingest_files import (
     Place,
     continuation,
