@@ -9,11 +9,14 @@ from ranking.golden import FUSION, write_golden_scores, write_warm_up
 from ranking.rewrite import rewrite_version, variable_keys
 from serving.layout import model_folder
 from serving.publish import Content, publish, version_content, versions
+from serving.verifier import Verifier, given_or_new
 
 __all__ = ["apply_weights", "no_version"]
 
 
-def apply_weights(models: str | Path, weights: FusionWeights, *, name: str = "seedrank") -> Path:
+def apply_weights(
+    models: str | Path, weights: FusionWeights, *, name: str = "seedrank", verifier: Verifier | None = None
+) -> Path:
     """Publishes the live version of a model again, with other fusion weights.
 
     Graph, parameters and tables are the live version's, bit for bit; the variables of the fusion are written anew, and
@@ -24,6 +27,7 @@ def apply_weights(models: str | Path, weights: FusionWeights, *, name: str = "se
         models: str or Path. The folder that holds a folder a model, each with numbered versions.
         weights: FusionWeights. Of the parameters and with the constants of the live version.
         name: str. The model's name, see `serving.layout.model_folder`. Defaults to `"seedrank"`.
+        verifier: Verifier or `None`. See `serving.publish.publish`.
 
     Returns:
         The folder of the version; its manifest and the server report `weights.hash`.
@@ -41,14 +45,15 @@ def apply_weights(models: str | Path, weights: FusionWeights, *, name: str = "se
         content = version_content(live)
         _refuse_others(weights, live, dict(content.hashes))
         rewrite_version(live, folder, _arrays(live, weights))
-        write_golden_scores(folder, weights, graph=False)
+        write_golden_scores(folder, weights, held, graph=False)
         write_warm_up(folder)
         weights.save(folder / FUSION)
         return Content({**content.hashes, "weights": weights.hash}, {**content.facts, **weight_facts(weights)})
 
     if not versions(base):  # before `publish` makes the folder
         raise no_version(base)
-    return base / str(publish(base, build))
+    with given_or_new(verifier) as held:
+        return base / str(publish(base, build, verifier=held))
 
 
 def no_version(base: Path) -> UserError:

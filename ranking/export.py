@@ -17,7 +17,7 @@ from ranking.golden import FUSION, GOLDEN_TOLERANCE, golden_requests, write_gold
 from ranking.run import Run
 from serving.layout import model_folder
 from serving.publish import Content, publish, write_golden
-from serving.verifier import Verifier
+from serving.verifier import Verifier, given_or_new
 
 __all__ = ["MAX_CANDIDATES", "USER_TABLE_LIMIT", "ServedRanker", "export_run"]
 
@@ -76,7 +76,7 @@ def export_run(
         facts |= weight_facts(run.weights) | table_facts(run.state, users=users)
         requests = golden_requests(run, run.state, run.weights, facts, users=users)
         write_golden(folder, requests, tolerance=GOLDEN_TOLERANCE[centroid_dtype])
-        write_golden_scores(folder, run.weights)
+        write_golden_scores(folder, run.weights, held)
         write_warm_up(folder)
         run.weights.save(folder / FUSION)
         hashes = {
@@ -86,4 +86,5 @@ def export_run(
         }
         return Content(hashes, facts)
 
-    return base / str(publish(base, build, verifier=verifier))
+    with given_or_new(verifier) as held:
+        return base / str(publish(base, build, verifier=held))

@@ -17,8 +17,7 @@ from ranking.scoring import score_rows
 from ranking.state import State
 from ranking.strangers import with_features, with_vector
 from serving.publish import GOLDEN, write_golden
-from serving.server.bundle import Bundle
-from serving.server.decode import columns_to_arrays
+from serving.verifier import Verifier
 from serving.warmup import write_warmup
 
 __all__ = ["FUSION", "GOLDEN_TOLERANCE", "golden_requests", "write_golden_scores", "write_warm_up"]
@@ -139,7 +138,7 @@ class _Golden:
         ]
 
 
-def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = True) -> None:
+def write_golden_scores(folder: Path, weights: FusionWeights, verifier: Verifier, *, graph: bool = True) -> None:
     """Sets the scores that a version's golden requests expect: `fuse` of the parts that it answers.
 
     Of its own parts, not of those of the Python path: a last digit that differs there is many in the score where a
@@ -148,45 +147,45 @@ def write_golden_scores(folder: Path, weights: FusionWeights, *, graph: bool = T
     Args:
         folder: Path. The SavedModel's folder, with its golden requests.
         weights: FusionWeights. That it serves.
+        verifier: Verifier. Asked for the parts: the process that it loads the version in then verifies it.
         graph: bool. Whether the graph is new. Of a graph that has been verified before, `rank` alone says whether the
             weights are the right ones, as all signatures read the same; each other one costs half a second to compile.
             Defaults to `True`.
     """
-    bundle = Bundle(folder, warm_up=False, optimize=graph)
     content: dict[str, Any] = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     requests: list[dict[str, Any]] = content["requests"]
     of_id = any(request["signature"] == "rank" for request in requests)
+    asked = []
     for request in requests:
-        inputs, signature, outputs = request["inputs"], request["signature"], request["outputs"]
+        signature, outputs = request["signature"], request["outputs"]
         outputs.pop("score", None)
-        override = None
         if signature == "rank_with_weights":
-            override = _other_weights(weights)
-            inputs |= {f"weight_{name}": [value] for name, value in override.items()}
-        if of_id and signature != "rank" and not graph:
-            if signature == "rank_top":
-                request["outputs"] = {name: outputs[name] for name in CONSTANTS}  # the order is another one now
-            continue
-        arrays = columns_to_arrays(inputs, bundle.signatures[signature].inputs)
-        found = bundle.predict(arrays, signature=signature)
-        if signature == "rank_top":
-            # In the order that it has: near ones may change places with a last digit of the parts.
-            place = [inputs["item_id"].index(_plain(item)) for item in found["item_id"]]
-            request["parts"] = {name: [values[row] for row in place] for name, values in request["parts"].items()}
-            outputs |= {name: [outputs[name][row] for row in place] for name in outputs if name not in CONSTANTS}
-            outputs["item_id"] = [inputs["item_id"][row] for row in place]
-        known = {**found, **request["parts"]}
-        parts = {name: np.asarray(known[name], np.float64) for name in (*weights.weights, "has_similarity")}
-        segment = inputs.get("segment")
-        segment = np.array(segment, object) if segment and len(segment) > 1 else segment and segment[0]
-        score = fuse(parts, weights, override, segment=segment, offsets=[0, len(parts["has_similarity"])])
-        outputs["score"] = score.astype(np.float32).tolist()
-    bundle.close()
+            request["inputs"] |= {f"weight_{name}": [value] for name, value in _other_weights(weights).items()}
+        if graph or signature == "rank" or not of_id:
+            asked.append(request)
+        elif signature == "rank_top":
+            request["outputs"] = {name: outputs[name] for name in CONSTANTS}  # the order is another one now
+    wanted = [{name: request[name] for name in ("signature", "inputs")} for request in asked]
+    for request, found in zip(asked, verifier.predict(folder, wanted, known_graph=not graph), strict=True):
+        _set_score(request, found, weights)
     write_golden(folder, requests, tolerance=content["tolerance"])
 
 
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value.item()
+def _set_score(request: dict[str, Any], found: Mapping[str, list[Any]], weights: FusionWeights) -> None:
+    signature, inputs, outputs = request["signature"], request["inputs"], request["outputs"]
+    if signature == "rank_top":
+        # In the order that it has: near ones may change places with a last digit of the parts.
+        place = [inputs["item_id"].index(item) for item in found["item_id"]]
+        request["parts"] = {name: [values[row] for row in place] for name, values in request["parts"].items()}
+        outputs |= {name: [outputs[name][row] for row in place] for name in outputs if name not in CONSTANTS}
+        outputs["item_id"] = [inputs["item_id"][row] for row in place]
+    known = {**found, **request["parts"]}
+    parts = {name: np.asarray(known[name], np.float64) for name in (*weights.weights, "has_similarity")}
+    override = _other_weights(weights) if signature == "rank_with_weights" else None
+    segment = inputs.get("segment")
+    segment = np.array(segment, object) if segment and len(segment) > 1 else segment and segment[0]
+    score = fuse(parts, weights, override, segment=segment, offsets=[0, len(parts["has_similarity"])])
+    outputs["score"] = score.astype(np.float32).tolist()
 
 
 def _other_weights(weights: FusionWeights) -> dict[str, float]:
@@ -229,8 +228,11 @@ def _with_candidates(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def _unknown(ids: pd.Index) -> pd.Index:
     """One id that is not among them."""
-    candidates = (number if ids.dtype.kind == "i" else f"unknown {number}" for number in itertools.count())
-    return pd.Index([next(candidate for candidate in candidates if candidate not in ids)], dtype=ids.dtype)
+    if ids.dtype.kind == "i":
+        taken = np.zeros(len(ids) + 1, bool)
+        taken[ids[(ids >= 0) & (ids < len(taken))]] = True
+        return pd.Index([int(taken.argmin())], dtype=ids.dtype)
+    return pd.Index([next(text for n in itertools.count() if (text := f"unknown {n}") not in ids)], dtype=ids.dtype)
 
 
 def _typical(run: Run, name: str, kind: str, number: int) -> Any:

@@ -15,7 +15,7 @@ from ranking.run import Run
 from ranking.state import State
 from serving.layout import model_folder
 from serving.publish import Content, publish, version_content, versions, write_golden
-from serving.verifier import Verifier
+from serving.verifier import Verifier, given_or_new
 
 __all__ = ["republish_tables", "table_arrays"]
 
@@ -60,13 +60,14 @@ def republish_tables(
         weights = FusionWeights.load(live / FUSION)
         requests = golden_requests(run, state, weights, facts, users=users)
         write_golden(folder, requests, tolerance=GOLDEN_TOLERANCE[content.facts["centroid_dtype"]])
-        write_golden_scores(folder, weights, graph=False)
+        write_golden_scores(folder, weights, held, graph=False)
         write_warm_up(folder)
         return Content({**content.hashes, "tables": tables_hash(state)[0]}, facts)
 
     if not versions(base):  # before `publish` makes the folder
         raise no_version(base)
-    return base / str(publish(base, build, verifier=verifier, when_pinned="refuse"))
+    with given_or_new(verifier) as held:
+        return base / str(publish(base, build, verifier=held, when_pinned="refuse"))
 
 
 def _refuse_others(run: Run, live: Path, content: Content) -> None:

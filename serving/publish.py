@@ -54,20 +54,13 @@ def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
     Returns:
         The path of the file, `assets.extra/golden.json`.
     """
-
-    def listed(values: Any) -> Any:
-        values = values.tolist() if hasattr(values, "tolist") else values
-        if isinstance(values, (list, tuple)):
-            return [listed(value) for value in values]
-        return values.decode() if isinstance(values, bytes) else values
-
     content = {
         "tolerance": tolerance,
         "requests": [
             {
                 "signature": request["signature"],
                 **{
-                    key: {name: listed(values) for name, values in request[key].items()}
+                    key: {name: as_lists(values) for name, values in request[key].items()}
                     for key in ("inputs", "outputs", "parts")
                     if key in request
                 },
@@ -79,6 +72,14 @@ def write_golden(directory: str | Path, requests: Sequence[Mapping[str, Any]], *
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def as_lists(values: Any) -> Any:
+    """Arrays as JSON has them: lists, and text for bytes."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, (list, tuple)):
+        return [as_lists(value) for value in values]
+    return values.decode() if isinstance(values, bytes) else values
 
 
 def publish(

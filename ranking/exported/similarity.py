@@ -67,11 +67,12 @@ class SplitSimilarity(tf.Module):
         summary = np.where(squares > ALMOST_ZERO, summary / np.sqrt(np.maximum(squares, ALMOST_ZERO)), 0.0)
         if not self.squash:
             return {"centroids": summary.astype(self.dtype.as_numpy_dtype)}
-        rows = np.concatenate([np.where(there[..., None], centroids, 0.0), summary[:, None]], axis=1)
+        rows = np.empty((len(centroids), centroids.shape[1] + 1, self.hidden), self.dtype.as_numpy_dtype)
+        rows[:, :-1], rows[:, -1] = centroids, summary
+        rows[:, :-1][~there] = 0.0
         bias = np.log(np.maximum(counts, 1)) if self.size_bias else np.zeros(counts.shape)
         bias = np.pad(np.where(there, bias, NOTHING), ((0, 0), (0, 1)), constant_values=NOTHING)
-        flat = rows.reshape(len(rows), -1).astype(self.dtype.as_numpy_dtype)
-        return {"centroids": flat, "centroid_bias": bias.astype(np.float32)}
+        return {"centroids": rows.reshape(len(rows), -1), "centroid_bias": bias.astype(np.float32)}
 
     def of_user(self, vectors: tf.Tensor) -> dict[str, tf.Tensor]:
         """What candidates need of users `[U, m]`: `unit` and `query`, both `[U, hidden]`."""

@@ -37,8 +37,8 @@ class Bundle:
 
     Args:
         path: str or Path. The folder that holds `saved_model.pb`.
-        warm_up: bool or str. Run the model's recorded requests, so that the first real one is as fast as the others;
-            or those of one signature that ask for all outputs. Defaults to `True`.
+        warm_up: bool. Run the model's recorded requests, so that the first real one is as fast as the others. Defaults
+            to `True`.
         optimize: bool. See `serving.server.runtime.Session`. Defaults to `True`.
 
     Attributes:
@@ -50,7 +50,7 @@ class Bundle:
             warm-up requests fails.
     """
 
-    def __init__(self, path: str | Path, *, warm_up: bool | str = True, optimize: bool = True) -> None:
+    def __init__(self, path: str | Path, *, warm_up: bool = True, optimize: bool = True) -> None:
         path = Path(path)
         self.warm_up_seconds: float | None = None
         if not (path / "saved_model.pb").is_file():
@@ -78,13 +78,18 @@ class Bundle:
             if not (path / "variables" / "variables.index").is_file() and STATEFUL & self._session.operation_types():
                 raise NotFound(f"{path}: the graph has variables, but there is no variables/variables.index.")
             if warm_up:
-                self._warm_up(path, None if warm_up is True else warm_up)
+                self.warm_up(path)
         except BaseException:
             self.close()
             raise
 
-    def _warm_up(self, path: Path, signature: str | None) -> None:
-        """Runs the recorded requests aside, so that those of the version that serves now go first."""
+    def warm_up(self, path: Path, signature: str | None = None) -> None:
+        """Runs the recorded requests of a folder aside, so that those of the version that serves now go first.
+
+        Args:
+            path: Path. The model's own folder.
+            signature: str or `None`. Only those of this signature that ask for all outputs. Defaults to all.
+        """
         start = time.perf_counter()
         requests = messages("tensorflow_serving/apis/predict.proto").PredictRequest
         for record in read_warmup(path):

@@ -22,15 +22,21 @@ from ranking.fusion import FusionWeights, fuse
 from ranking.fusion_layer import ServedFusion
 from ranking.golden import FUSION, write_golden_scores
 from serving import publish as publishing
+from serving import verifier
 from serving.errors import ServingError
 from serving.publish import Content, publish, version_content, version_hashes, versions, write_golden
 from serving.server.bundle import Bundle
-from serving.verify import verify
+from serving.verify import Loaded, predict, verify
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 N = 30
+HERE = SimpleNamespace(  # a verifier without a process
+    verify=verify,
+    predict=lambda folder, asked, known_graph: predict(Loaded(folder, known_graph=known_graph).bundle, asked),
+    close=lambda: None,
+)
 SEGMENTS = {"new": {"similarity": 0.9, "pctr": -0.5}}
 
 
@@ -84,7 +90,7 @@ def export(models, weights=PRODUCTION, *, segmented=False, tables="t", verified=
         outputs = {name: inputs[name] for name in ("similarity", "pctr", "pcvr")}
         request = {"signature": "rank", "inputs": inputs, "outputs": outputs, "parts": {"price": inputs["price"]}}
         write_golden(folder, [request])
-        write_golden_scores(folder, weights)
+        write_golden_scores(folder, weights, HERE)
         weights.save(folder / FUSION)
         return Content({"parameters": weights.parameters_hash, "weights": weights.hash, "tables": tables}, {"kept": 7})
 
@@ -102,7 +108,8 @@ def answer(folder, parts, segment=None):
 @pytest.fixture
 def unverified(monkeypatch):
     """Without the fresh process of every publish; the test calls `verify` itself where it counts."""
-    monkeypatch.setattr(publishing, "Verifier", lambda: SimpleNamespace(verify=verify))
+    for module in (publishing, verifier):
+        monkeypatch.setattr(module, "Verifier", lambda: HERE)
 
 
 def test_apply_changes_the_order_and_nothing_else(tmp_path):
@@ -250,8 +257,11 @@ import sys
 import types
 from ranking import apply
 from ranking.fusion import FusionWeights
-from serving import publish
-publish.Verifier = lambda: types.SimpleNamespace(verify=lambda folder, known_graph: None)
+from serving import verifier
+from serving.verify import Loaded, predict
+verifier.Verifier = lambda: types.SimpleNamespace(
+    close=lambda: None, verify=lambda folder, known_graph: None,
+    predict=lambda folder, asked, known_graph: predict(Loaded(folder, known_graph=known_graph).bundle, asked))
 write = apply.rewrite_version
 def pausing(*arguments):  # the live version has been read, the new one begun
     write(*arguments)

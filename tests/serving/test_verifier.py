@@ -1,7 +1,11 @@
 """Verification in processes of their own, one folder each, with one ready ahead; and what it refuses beside answers."""
 
+import contextlib
+import os
 import shutil
+import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,16 +26,27 @@ def fake_python(tmp_path, monkeypatch, script):
 
 
 SAYS = """
-read folder
-[ -n "$folder" ] || exit 0
-echo "$$ $folder" >> "$(dirname $0)/said"
-case "$folder" in *bad*) echo refused; exit 2;; esac
+while read -r asked; do
+  folder=$(echo "$asked" | sed 's/.*"directory": "\\([^"]*\\)".*/\\1/')
+  echo "$$ $folder" >> "$(dirname $0)/said"
+  case "$asked" in
+    *bad*) echo '{"refused": "no good"}';;
+    *broken*) echo "first" >&2; echo "what is wrong" >&2; exit 1;;
+    *requests*) echo '{"answer": [{"y": [1.5]}]}';;
+    *) echo '{"answer": 0}';;
+  esac
+done
 """
+ASK = [{"signature": "s", "inputs": {"x": [1.0]}}]
 
 
 def said(tmp_path):
     lines = (tmp_path / "said").read_text().splitlines()
     return [line.split(" ", 1) for line in lines]
+
+
+def gone(pid):
+    return not Path(f"/proc/{pid}").exists()
 
 
 def test_each_folder_has_a_process_of_its_own_and_one_is_ready_ahead(tmp_path, monkeypatch):
@@ -41,14 +56,39 @@ def test_each_folder_has_a_process_of_its_own_and_one_is_ready_ahead(tmp_path, m
         for name in ("a", "b c"):
             verifier.verify(tmp_path / name)
             ahead.append(verifier._spare.pid)
-        with pytest.raises(ServingError, match="not published: refused"):
+        with pytest.raises(ServingError, match="^not published: no good$"):
             verifier.verify(tmp_path / "bad")
+        with pytest.raises(ServingError, match="^not published: what is wrong$"):
+            verifier.verify(tmp_path / "broken")
         verifier.verify(tmp_path / "d")  # one that refused is no reason to refuse the next
-        last = verifier._spare
+        last = verifier._spare.pid
     pids = [int(pid) for pid, _ in said(tmp_path)]
-    assert len(set(pids)) == 4 and pids[:3] == ahead
-    assert [folder for _, folder in said(tmp_path)] == [str(tmp_path / name) for name in ("a", "b c", "bad", "d")]
-    assert last.returncode == 0  # the end of its input ended it
+    assert len(set(pids)) == 5 and pids[:3] == ahead
+    assert [folder for _, folder in said(tmp_path)] == [
+        str(tmp_path / name) for name in ("a", "b c", "bad", "broken", "d")
+    ]
+    assert all(gone(pid) for pid in [*pids, last])  # the end of its input ended it
+
+
+def test_what_has_answered_for_a_folder_verifies_it_and_no_other(tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, SAYS)
+    with contextlib.closing(Verifier()) as verifier:
+        assert verifier.predict(tmp_path / "a", ASK) == [{"y": [1.5]}]
+        verifier.verify(tmp_path / "a")
+        verifier.verify(tmp_path / "a")
+        verifier.predict(tmp_path / "b", ASK)
+        verifier.verify(tmp_path / "c")
+        left = said(tmp_path)[-2][0]
+        assert not gone(left)
+        verifier.predict(tmp_path / "d", ASK)  # of b there came no verification: it is not waited for
+        assert gone(left)
+        with pytest.raises(ServingError, match="not published: no good"):
+            verifier.predict(tmp_path / "bad", ASK)
+        assert verifier._loaded is None
+        verifier.predict(tmp_path / "e", ASK)
+    pids = [pid for pid, _ in said(tmp_path)]
+    assert pids[0] == pids[1] and len(set(pids)) == len(pids) - 1
+    assert all(gone(pid) for pid in pids)
 
 
 def test_without_a_context_nothing_is_left_running(tmp_path, monkeypatch):
@@ -61,16 +101,24 @@ def test_without_a_context_nothing_is_left_running(tmp_path, monkeypatch):
 def test_a_spare_that_died_is_replaced(tmp_path, monkeypatch):
     fake_python(tmp_path, monkeypatch, SAYS)
     with Verifier() as verifier:
-        verifier._spare.kill()
-        verifier._spare.wait()
+        os.kill(verifier._spare.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, verifier._spare.pid, os.WEXITED | os.WNOWAIT)
         verifier.verify(tmp_path / "a")
     assert len(said(tmp_path)) == 1
 
 
-def test_no_answer_is_a_refusal(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["verify", "predict"])
+def test_no_answer_is_a_refusal(tmp_path, monkeypatch, call):
     fake_python(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr("serving.verifier.VERIFY_SECONDS", 0.2)
+    more = [ASK] if call == "predict" else []
     with pytest.raises(ServingError, match="not published: the verification gave no answer in 0.2 s"):
+        getattr(Verifier(), call)(tmp_path / "a", *more)
+
+
+def test_one_that_is_killed_is_no_answer_in_time(tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, "read -r asked; kill -9 $$")
+    with pytest.raises(ServingError, match="^not published: exit code -9$"):
         Verifier().verify(tmp_path / "a")
 
 
@@ -92,6 +140,24 @@ def test_the_real_one_answers_twice_and_imports_no_tensorflow(half, tmp_path):
         (half / "saved_model.pb").write_bytes(b"")
         with pytest.raises(ServingError, match="not published: .*should hold a graph. Received: none"):
             publish(tmp_path / "m", build, verifier=verifier)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_real_one_answers_and_then_verifies_what_it_loaded(half, tmp_path, changed, save_half):
+    """4 / 2 + 2 = 4; the golden request is written in between, as who asks for parts of an answer does."""
+    with contextlib.closing(Verifier()) as verifier:
+        asked = {"signature": "serving_default", "inputs": {"x": [[4.0], [1.0]]}}
+        assert verifier.predict(half, [asked, asked]) == [{"y": [[4.0], [2.5]]}] * 2
+        write_golden(half, [{**asked, "outputs": {"y": [[4.0], [2.5]]}}])
+        if changed:  # other variables: what was loaded says nothing about them
+            for file in (half / "variables").iterdir():
+                file.write_bytes(b"")
+            with pytest.raises(ServingError, match="not published"):
+                verifier.verify(half)
+        else:
+            verifier.verify(half)
+        with pytest.raises(ServingError, match="not published: the model has no such signature"):
+            verifier.predict(save_half(tmp_path / "other"), [{**asked, "signature": "none"}])
 
 
 def test_of_a_known_graph_one_signature_answers_for_all(half):
