@@ -84,7 +84,8 @@ def forget(
     """Erases a user from a dataset, runs, a click log, and seed lists and audiences; later audiences leave him out.
 
     Each place changes whole or not at all, and is looked through again afterwards. Stopped in between? The same command
-    does the rest. Versions that were exported before are not rewritten: export or refresh, and delete them.
+    does the rest. Versions that were exported before are not rewritten: export or refresh, and delete them. --models
+    names those that hold the user, and those of a run that cannot be read, for they may.
 
       seedrank forget 712 --data data --run run --log clicks --models models --yes
 
@@ -142,7 +143,11 @@ def _forgotten(found: dict[str, Any]) -> Group:
     left = [f"Still there: {path}" for path in found["remaining"]]
     if looked and not left:
         left = ["Looked again: nothing of the user is left there."]
-    versions = [f"Holds the user: {path}" for place in found["models"] for path in place["versions"]]
+    versions = [
+        f"{'May hold the user, cannot be read' if path in place['unreadable'] else 'Holds the user'}: {path}"
+        for place in found["models"]
+        for path in place["versions"]
+    ]
     return Group(table, "", *left, *(f"Note: {note}." for note in dict.fromkeys(notes)), *versions)
 
 

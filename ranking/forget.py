@@ -32,7 +32,8 @@ _STALE = (
 )
 _EXPORTED = "versions exported from this run hold the user: export again, and delete the older versions"
 _VERSIONS = (
-    "versions that hold the user are named below: export again, or refresh where no run changed; then seedrank prune"
+    "versions that hold the user, or cannot be read and may, are named below: export again, or refresh where no run "
+    "changed; then seedrank prune"
 )
 _FOLLOWED = (
     "files that `seedrank ingest --tail` follows are their writers': the user has to leave them, and old copies, too"
@@ -74,8 +75,8 @@ def forget(
 
     Returns:
         Dict as `seedrank forget --json` prints it: `user`, `data`, `runs`, `files`, `logs` and `redis` (what was
-        removed from each), `models` (the versions that hold him), `remaining` (files where he was found again) and
-        `notes`: what this call could not do.
+        removed from each), `models` (its `versions` that hold him or may, and those of them that are `unreadable`),
+        `remaining` (files where he was found again) and `notes`: what this call could not do.
 
     Raises:
         UserError: a place is missing, cannot be read or is in use, or the user is in none of them.
@@ -104,8 +105,11 @@ def forget(
         if in_redis is None:
             report["redis"] = places.from_redis()
     report["remaining"] = places.remaining()
-    report["models"] = [{"path": str(path), "versions": versions_with(Path(path), places.ids)} for path in models]
-    if any(found["versions"] for found in report["models"]):
+    report["models"] = []
+    for path in models:
+        found, unreadable = versions_with(Path(path), places.ids)
+        report["models"].append({"path": str(path), "versions": found, "unreadable": unreadable})
+    if any(model["versions"] for model in report["models"]):
         places.notes.append(_VERSIONS)
     report["notes"] = [*places.notes, *(note for place in places.redis for note in place.notes)]
     return report

@@ -298,10 +298,14 @@ def test_versions_that_hold_the_user_are_named(text, tmp_path):
     user, models = victim(text, 5), tmp_path / "models"
     before = export_run(load_run(path), models)
     found = forget(user, data=data, runs=[path], models=[models])
-    assert found["models"] == [{"path": str(models), "versions": [str(before)]}] and found["remaining"] == []
+    assert found["models"] == [{"path": str(models), "versions": [str(before)], "unreadable": []}]
+    assert found["remaining"] == []
     assert any("prune" in note for note in found["notes"])
     after = export_run(load_run(path), models)
-    assert versions_with(models, [user]) == [str(before)] and traces(after, user) == []
+    assert versions_with(models, [user]) == ([str(before)], []) and traces(after, user) == []
+    index = after / "variables" / "variables.index"
+    index.write_bytes(index.read_bytes()[:-9])
+    assert versions_with(models, [user]) == ([str(before), str(after)], [str(after)])
 
 
 ERASE = """

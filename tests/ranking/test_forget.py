@@ -20,13 +20,16 @@ from ranking.cli_audience import add_to
 from ranking.data.tables import Dataset, write_dataset
 from ranking.erasure import Person
 from ranking.errors import UserError
+from ranking.fingerprints import fingerprints
 from ranking.forget import forget
 from ranking.forget_data import forget_in_data, rows_in_data
+from ranking.forget_models import versions_with
 from ranking.ingest_log import LogWriter
 from ranking.ingest_metrics import IngestMetrics
 from ranking.ingest_tail import Tail
 from ranking.timeline import Timeline
 from ranking.users_export import REDIS_KEY
+from serving.publish import MANIFEST, write_golden
 from tests.lookalike.redis_server import Server, allow, needed
 
 TOML = """
@@ -474,6 +477,72 @@ def test_command_with_a_log(make_log, tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 and "lines set aside" in done.stdout and "Looked again: nothing" in done.stdout
     assert "Holds the user" not in done.stdout and holding(folder, NUMBER) == set()
+
+
+# Versions.
+
+
+def version(folder: Path, users, *, ours: str) -> Path:
+    """What is looked at in a version: its table of users, and what says that it was exported from a run."""
+    import tensorflow as tf
+
+    tables = tf.Module()
+    tables.user = tf.Module()
+    tables.user.keys = tf.Variable([*fingerprints(tf.constant(users)).numpy(), 0])
+    tf.train.Checkpoint(tables=tables).write(str(folder / "variables" / "variables"))
+    if ours == "golden requests":
+        write_golden(folder, [])
+    elif ours:
+        (folder / MANIFEST).write_text(json.dumps({"hashes": {ours: "0" * 64}}))
+    return folder
+
+
+DAMAGES = {
+    "no variables": lambda folder: shutil.rmtree(folder),
+    "no index": lambda folder: (folder / "variables.index").unlink(),
+    "a short index": lambda folder: change(folder / "variables.index", lambda data: data[:-9]),
+    "a bit of the index": lambda folder: change(folder / "variables.index", flipped),
+    "no data": lambda folder: next(folder.glob("*.data-*")).unlink(),
+    "short data": lambda folder: change(next(folder.glob("*.data-*")), lambda data: data[:9]),
+    "a bit of the data": lambda folder: change(next(folder.glob("*.data-*")), flipped),
+}
+
+
+def change(path: Path, how) -> None:
+    path.write_bytes(how(path.read_bytes()))
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:9] + bytes([data[9] ^ 1]) + data[10:]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_version_that_cannot_be_read_may_hold_the_user(tmp_path, damage):
+    """Of ours; other models are no matter, whole or not."""
+    base = tmp_path / "seedrank"
+    his = version(base / "1", ["ann", "bo"], ours="golden requests")
+    version(base / "2", ["bo"], ours="tables")
+    unread = [version(base / "3", ["bo"], ours="golden requests"), version(base / "4", ["bo"], ours="tables")]
+    foreign = [version(tmp_path / "others" / "1", ["ann"], ours=""), version(base / "5", ["bo"], ours="graph")]
+    for folder in (*unread, *foreign):
+        DAMAGES[damage](folder / "variables")
+    (base / "6").mkdir()
+    assert versions_with(tmp_path, ["ann"]) == ([str(path) for path in (his, *unread)], [*map(str, unread)])
+
+
+def test_a_version_that_cannot_be_read_is_said(data, tmp_path):
+    app = typer.Typer()
+    add_to(app)
+    models = tmp_path / "models"
+    his, unread = (version(models / "seedrank" / name, ["ann"], ours="tables") for name in ("1", "2"))
+    (unread / "variables" / "variables.index").unlink()
+    copy = shutil.copytree(data, tmp_path / "copy")
+    words = ["forget", "ann", "--models", str(models), "--yes", "--data"]
+    done = CliRunner().invoke(app, [*words, str(data)], env={"COLUMNS": "1000"})
+    assert done.exit_code == 0 and "cannot be read and may, are named below" in done.stdout
+    assert f"Holds the user: {his}" in done.stdout and f"May hold the user, cannot be read: {unread}" in done.stdout
+    told = json.loads(CliRunner().invoke(app, [*words, str(copy), "--json"]).stdout)["models"]
+    assert told == [{"path": str(models), "versions": [str(his), str(unread)], "unreadable": [str(unread)]}]
 
 
 # Servers.
