@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ranking import cli_rank
+from ranking.data.times import parse_tick
 from ranking.errors import UserError
 
 __all__ = ["add_to"]
@@ -43,6 +44,10 @@ def serve(
     config_poll: Annotated[
         float, typer.Option(help="Seconds between the embedded server's looks at --models-config; 0 reads it once.")
     ] = 30.0,
+    hard_table_age: Annotated[
+        str | None,
+        typer.Option(help="As 30m or 1h: with older tables /healthz answers 503, so that a balancer asks others."),
+    ] = None,
 ) -> None:
     """Serves models over REST and gRPC as TensorFlow Serving does; new versions are picked up while it runs.
 
@@ -54,6 +59,8 @@ def serve(
 
       seedrank serve models --models-config models/models.config
 
+      seedrank serve models --hard-table-age 1h
+
       seedrank serve models --engine tfserving
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -62,7 +69,10 @@ def serve(
     if engine == "tfserving":
         if host != "127.0.0.1":
             raise UserError("`--host` should not be given with `--engine tfserving`: it listens on every address.")
+        if hard_table_age is not None:
+            raise UserError("`--hard-table-age` should not be given with `--engine tfserving`: it knows no age.")
         raise typer.Exit(_tensorflow_serving(models, models_config, rest_port, grpc_port))
+    limit = None if hard_table_age is None else _seconds(hard_table_age)
     from serving.server import Server
 
     screen = Console(stderr=True)
@@ -75,6 +85,7 @@ def serve(
         rest_port=rest_port,
         grpc_port=grpc_port,
         poll_seconds=poll,
+        hard_table_age=limit,
     )
     try:
         with server:
@@ -86,6 +97,13 @@ def serve(
             server.wait()
     except KeyboardInterrupt:
         screen.print("Stopped: every request that had come was answered.")
+
+
+def _seconds(age: str) -> float:
+    try:
+        return parse_tick(age) / 1000
+    except ValueError as error:
+        raise UserError(f"`--hard-table-age` {error}. Received: {age!r}.") from None
 
 
 def _tensorflow_serving(models: Path, models_config: Path | None, rest_port: int, grpc_port: int) -> int:

@@ -7,15 +7,43 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from serving.errors import FailedPrecondition, InvalidArgument, RequestError, ServingError, Unavailable
+from serving.age import WATERMARK, check_age, table_age
+from serving.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    RequestError,
+    ServingError,
+    StaleTables,
+    Unavailable,
+)
 from serving.signature import Signature, Values, declared_signature, rank_inputs
 
-__all__ = ["Client"]
+__all__ = ["Answer", "Client"]
 
 FIRST_PAUSE = 0.05  # seconds; the upper end, twice as much each time
 LONGEST_PAUSE = 1.0
 Reply = TypeVar("Reply")
 Which = tuple[int | None, str | None]  # version, label
+
+
+class Answer(dict[str, Any]):
+    """Lists by output name, and how old the tables are that they were made of.
+
+    Args:
+        outputs: mapping. Output name -> list.
+        table_age: float or `None`. Seconds since the last clicks that the tables know, by this machine's clock; `None`
+            where the model does not tell, or where neither `seed_watermark` nor a limit of the client asked for it.
+        stale: bool. Whether that is more than the client's `max_table_age`.
+
+    Attributes:
+        table_age: float or None.
+        stale: bool.
+    """
+
+    def __init__(self, outputs: Mapping[str, Any], table_age: float | None = None, stale: bool = False) -> None:
+        super().__init__(outputs)
+        self.table_age = table_age
+        self.stale = stale
 
 
 class Client(ABC):
@@ -30,13 +58,28 @@ class Client(ABC):
         model: str. The model's name.
         timeout: float. Seconds that one call may take, all attempts together.
         retries: int. Further attempts.
+        max_table_age: float or `None`. Seconds beyond which an answer's tables are `stale`. Defaults to no limit.
+        hard_table_age: float or `None`. Seconds beyond which there is `StaleTables` in place of an answer. Defaults to
+            no limit.
     """
 
-    def __init__(self, model: str, timeout: float, retries: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        timeout: float,
+        retries: int,
+        max_table_age: float | None = None,
+        hard_table_age: float | None = None,
+    ) -> None:
         if timeout <= 0:
             raise ServingError(f"`timeout` should be positive. Received: timeout={timeout}.")
         if retries < 0:
             raise ServingError(f"`retries` should not be negative. Received: retries={retries}.")
+        check_age("max_table_age", max_table_age)
+        check_age("hard_table_age", hard_table_age)
+        self._max_table_age = max_table_age
+        self._hard_table_age = hard_table_age
+        self._needs_age = max_table_age is not None or hard_table_age is not None
         self._model = model
         self._timeout = timeout
         self._retries = retries
@@ -53,7 +96,7 @@ class Client(ABC):
         outputs: Sequence[str] | None = None,
         version: int | None = None,
         label: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Scores candidate items for a user; the answer is in the order of `item_ids`.
 
         Args:
@@ -67,9 +110,11 @@ class Client(ABC):
             label: str. A version by its label, like `"canary"`.
 
         Returns:
-            Dict of lists of N, by output name: similarity, pctr, pcvr, pctcvr, score and the others.
+            Dict of lists of N, by output name: similarity, pctr, pcvr, pctcvr, score and the others. Its attributes
+            `table_age` and `stale` say how old the tables are.
 
         Raises:
+            StaleTables: the tables are older than `hard_table_age`.
             ServingError: a `RequestError` with the server's words and code, or a mistake seen before it is sent.
         """
         name = "rank" if weights is None else "rank_with_weights"
@@ -93,7 +138,7 @@ class Client(ABC):
         outputs: Sequence[str] | None = None,
         version: int | None = None,
         label: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """The best candidates only, the best first: less to send where few of many are shown.
 
         Args:
@@ -128,7 +173,7 @@ class Client(ABC):
         outputs: Sequence[str] | None = None,
         version: int | None = None,
         label: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """`rank` for a user whom the model has not seen, by the user's features.
 
         Args:
@@ -161,7 +206,7 @@ class Client(ABC):
         outputs: Sequence[str] | None = None,
         version: int | None = None,
         label: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """`rank` for a user whose vector is kept elsewhere, in a key-value store.
 
         Args:
@@ -193,7 +238,7 @@ class Client(ABC):
         outputs: Sequence[str] | None = None,
         version: int | None = None,
         label: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Runs a signature.
 
         Args:
@@ -204,7 +249,7 @@ class Client(ABC):
             label: str. As for `rank`.
 
         Returns:
-            Dict of lists, by output name; texts as `str`, or as `bytes` where the name ends in `_bytes`.
+            As `rank`, dict of lists, by output name; texts as `str`, or as `bytes` where the name ends in `_bytes`.
 
         Raises:
             ServingError: as for `rank`.
@@ -221,7 +266,7 @@ class Client(ABC):
 
     @abstractmethod
     def live(self) -> dict[str, Any]:
-        """The version that answers: `version`, `state`, and `hashes` of what it is made of, by name.
+        """The version that answers: `version`, `state`, `hashes` of what it is made of, `facts`, `table_age_seconds`.
 
         Only the embedded server tells them; with TensorFlow Serving this raises a `RequestError`.
         """
@@ -247,7 +292,8 @@ class Client(ABC):
         outputs: Sequence[str] | None,
         which: Which,
         deadline: float,
-    ) -> dict[str, Any]: ...
+    ) -> tuple[dict[str, Any], Any]:
+        """The outputs that were asked for, and the watermark of the answer: with `_needs_age` in any case."""
 
     @abstractmethod
     def _metadata(self, which: Which, deadline: float) -> dict[str, Any]: ...
@@ -261,7 +307,7 @@ class Client(ABC):
         build: Callable[[Signature], Mapping[str, Any]],
         outputs: Sequence[str] | None,
         which: Which,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Builds the inputs as the model declares them, asks, and asks again if it has come to declare others."""
         which = _one_of(*which)
         deadline = self._deadline()
@@ -286,13 +332,20 @@ class Client(ABC):
         outputs: Sequence[str] | None,
         which: Which,
         deadline: float,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         declared = declared_signature(metadata, name)
         for output in outputs or ():
             if output not in declared.outputs:
                 has = ", ".join(sorted(declared.outputs))
                 raise ServingError(f"`outputs` should be of the model's: {has}. Received: {output!r}.")
-        return self._predict(name, declared, build(declared), outputs, which, deadline)
+        if self._needs_age and WATERMARK not in declared.outputs:
+            has = ", ".join(sorted(declared.outputs))
+            raise ServingError(f"a limit on the tables' age needs the output {WATERMARK} of {name!r}. It has: {has}.")
+        found, watermark = self._predict(name, declared, build(declared), outputs, which, deadline)
+        age = table_age(watermark)
+        if age is not None and self._hard_table_age is not None and age > self._hard_table_age:
+            raise StaleTables(f"the tables are {age:,.0f} seconds old; `hard_table_age` is {self._hard_table_age:g}.")
+        return Answer(found, age, age is not None and self._max_table_age is not None and age > self._max_table_age)
 
     def _read_metadata(self, which: Which, deadline: float) -> Mapping[str, Any]:
         self._metadata_of[which] = found = self._metadata(which, deadline)

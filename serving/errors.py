@@ -12,6 +12,7 @@ __all__ = [
     "RequestError",
     "ResourceExhausted",
     "ServingError",
+    "StaleTables",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -124,6 +125,12 @@ class Unavailable(RequestError):
     """The server cannot be reached, or is not ready: worth trying again."""
 
     code = "UNAVAILABLE"
+
+
+class StaleTables(RequestError):
+    """The answer was made of tables older than the client's `hard_table_age`: show what needs no ranking."""
+
+    code = "FAILED_PRECONDITION"
 
 
 _CLASSES = {

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import urllib3
 
+from serving.age import watermark_of
 from serving.client import Client, Which
 from serving.errors import CODES, HTTP_STATUS, DeadlineExceeded, RequestError, ServingError, Unavailable, request_error
 from serving.signature import Signature, as_list
@@ -33,6 +34,9 @@ class RankClient(Client):
         timeout: float. Seconds that one call may take, all attempts together. Defaults to `5.0`.
         retries: int. Further attempts when the server can not be reached or answers UNAVAILABLE. Defaults to `2`.
         compress: bool. Send gzip: fewer bytes, more time. Defaults to `False`.
+        max_table_age: float or `None`. Seconds beyond which an answer's tables are `stale`. Defaults to no limit.
+        hard_table_age: float or `None`. Seconds beyond which there is `StaleTables` in place of an answer. Defaults to
+            no limit.
 
     Example:
         client = RankClient(model="seedrank")
@@ -48,10 +52,12 @@ class RankClient(Client):
         retries: int = 2,
         *,
         compress: bool = False,
+        max_table_age: float | None = None,
+        hard_table_age: float | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ServingError(f"`url` should start with http:// or https://. Received: url={url!r}.")
-        super().__init__(model, timeout, retries)
+        super().__init__(model, timeout, retries, max_table_age, hard_table_age)
         self._base = f"{url.rstrip('/')}/v1/models/{quote(model, safe='')}"
         self._live = f"{url.rstrip('/')}/v1/seedrank/models/{quote(model, safe='')}"
         self._compress = compress
@@ -65,7 +71,7 @@ class RankClient(Client):
         ]
 
     def live(self) -> dict[str, Any]:
-        """The version that answers: `version`, `state`, and `hashes` of what it is made of, by name.
+        """The version that answers: `version`, `state`, `hashes` of what it is made of, `facts`, `table_age_seconds`.
 
         Only the embedded server tells them; TensorFlow Serving answers INVALID_ARGUMENT.
         """
@@ -84,7 +90,7 @@ class RankClient(Client):
         outputs: Sequence[str] | None,
         which: Which,
         deadline: float,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Any]:
         columns = {name: _to_json(as_list(values)) for name, values in inputs.items()}
         body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
         found = self._call("POST", f"{self._base}{_part(which)}:predict", deadline, body)["outputs"]
@@ -92,7 +98,8 @@ class RankClient(Client):
             found = {next(iter(declared.outputs)): found}
         elif not isinstance(found, dict):
             raise RequestError("the model's outputs have changed since its metadata was read", "FAILED_PRECONDITION")
-        return {name: _from_json(found[name]) for name in outputs or found}
+        answer = {name: _from_json(found[name]) for name in outputs or found}
+        return answer, watermark_of(found)
 
     def _metadata(self, which: Which, deadline: float) -> dict[str, Any]:
         found: dict[str, Any] = self._call("GET", f"{self._base}{_part(which)}/metadata", deadline)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serving.age import WATERMARK, watermark_of
 from serving.client import Client, Which
 from serving.errors import CODES, ServingError, Unimplemented, request_error
 from serving.protos import messages
@@ -21,6 +22,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),  # ours are the only ones: they know the deadline of all attempts
 ]
+_VERSIONS = 100  # whose watermarks are remembered
 _APIS = "tensorflow_serving/apis"
 _CALLS = {  # method -> the file of its messages, and their name
     "PredictionService/Predict": ("predict", "Predict"),
@@ -38,6 +40,9 @@ class RankClient(Client):
         timeout: float. Seconds that one call may take, all attempts together; the server is told what is left and
             stops working when it is over. Defaults to `5.0`.
         retries: int. Further attempts when the server can not be reached or answers UNAVAILABLE. Defaults to `2`.
+        max_table_age: float or `None`. Seconds beyond which an answer's tables are `stale`. Defaults to no limit.
+        hard_table_age: float or `None`. Seconds beyond which there is `StaleTables` in place of an answer. Defaults to
+            no limit.
 
     Example:
         client = RankClient("127.0.0.1:8500", model="seedrank")
@@ -45,11 +50,19 @@ class RankClient(Client):
     """
 
     def __init__(
-        self, address: str = "127.0.0.1:8500", model: str = "seedrank", timeout: float = 5.0, retries: int = 2
+        self,
+        address: str = "127.0.0.1:8500",
+        model: str = "seedrank",
+        timeout: float = 5.0,
+        retries: int = 2,
+        *,
+        max_table_age: float | None = None,
+        hard_table_age: float | None = None,
     ) -> None:
         if "://" in address or ":" not in address:
             raise ServingError(f"`address` should be host:port. Received: address={address!r}.")
-        super().__init__(model, timeout, retries)
+        super().__init__(model, timeout, retries, max_table_age, hard_table_age)
+        self._watermarks: dict[int, Any] = {}  # by version: it is the same for every answer of one
         import grpc
 
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
@@ -93,7 +106,7 @@ class RankClient(Client):
         outputs: Sequence[str] | None,
         which: Which,
         deadline: float,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Any]:
         types = messages("tensorflow/core/framework/types.proto").DataType
         request = messages(f"{_APIS}/predict.proto").PredictRequest(output_filter=outputs)
         self._fill_spec(request, which)
@@ -101,8 +114,25 @@ class RankClient(Client):
         for name, values in inputs.items():
             dtype = types.Value(declared.inputs[name].dtype) if name in declared.inputs else None
             request.inputs[name].CopyFrom(pack(name, values, dtype))
+        version, found = self._answer(request, deadline)
+        if self._needs_age and WATERMARK not in found:
+            if version in self._watermarks:
+                return found, self._watermarks[version]
+            # Once a version: the watermark with these outputs would be a choice of its own, which the server compiles.
+            request.ClearField("output_filter")
+            version, found = self._answer(request, deadline)
+        watermark = watermark_of(found)
+        if self._needs_age and version and watermark is not None:
+            if len(self._watermarks) >= _VERSIONS:
+                self._watermarks.clear()
+            self._watermarks[version] = watermark
+        return {name: found[name] for name in outputs or found}, watermark
+
+    def _answer(self, request: Any, deadline: float) -> tuple[int, dict[str, Any]]:
+        """The version, 0 where that is not told, and all outputs of the reply."""
         response, _ = self._call("PredictionService/Predict", request, deadline)
-        return {name: _values(name, unpack(tensor)) for name, tensor in response.outputs.items()}
+        found = {name: _values(name, unpack(tensor)) for name, tensor in response.outputs.items()}
+        return response.model_spec.version.value, found
 
     def _metadata(self, which: Which, deadline: float) -> dict[str, Any]:
         from google.protobuf.json_format import MessageToDict

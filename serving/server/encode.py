@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.age import WATERMARK, table_age
 from serving.errors import InvalidArgument
 from serving.server.decimals import decimals
 from serving.server.versions import VersionStatus
@@ -26,10 +27,11 @@ def error_reply(message: str) -> bytes:
 def live_reply(status: VersionStatus) -> bytes:
     """What answers and what it is made of, on one line: not TensorFlow Serving's, it has no such reply.
 
-    `{"version": .., "state": .., "pinned": .., "hashes": {..}, "facts": {..}}`; what would make it too long for a
-    header of a gRPC reply is left out, and `"left_out"` counts it.
+    `{"version": .., "state": .., "table_age_seconds": .., "pinned": .., "hashes": {..}, "facts": {..}}`; what would
+    make it too long for a header of a gRPC reply is left out, and `"left_out"` counts it.
     """
     content: dict[str, Any] = {"version": str(status.version), "state": status.state}
+    content["table_age_seconds"] = table_age(status.facts.get(WATERMARK))
     room = LIVE_BYTES
     for name, found in (("pinned", status.pinned), ("hashes", status.hashes), ("facts", status.facts)):
         content[name] = None if found is None else {}

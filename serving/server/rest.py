@@ -32,6 +32,7 @@ _log = logging.getLogger("serving")
 TIMEOUT = 30.0  # seconds for a request, waiting included
 IDLE_SECONDS = 60.0  # for a request's headers, and between two requests of a connection
 METRICS_PATH = "/monitoring/prometheus/metrics"
+HEALTH_PATH = "/healthz"  # ours alone, as _LIVE
 _Answer = tuple[int, bytes, str]  # HTTP status, body, code
 
 _PREDICT = re.compile(
@@ -59,15 +60,22 @@ class RestServer:
         bound: socket. Bound, not yet listening.
         admission: Admission.
         metrics: Metrics. Told of every predict, and answered with. Defaults to one of its own.
+        problem: callable. Why the server should not be asked, in words, or nothing. Defaults to nothing.
     """
 
     def __init__(
-        self, models: Models, bound: socket.socket, admission: Admission, metrics: Metrics | None = None
+        self,
+        models: Models,
+        bound: socket.socket,
+        admission: Admission,
+        metrics: Metrics | None = None,
+        problem: Callable[[], str] = lambda: "",
     ) -> None:
         self._models = models
         self._socket = bound
         self._admission = admission
         self._metrics = metrics or Metrics()
+        self._problem = problem
         self._bodies = Bodies()
         self._pool = ThreadPoolExecutor(admission.limit + admission.queue, thread_name_prefix="serving-rest")
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="serving-state")
@@ -125,6 +133,10 @@ class RestServer:
         if path == METRICS_PATH and request.method == "GET":
             text = await self._loop.run_in_executor(self._questions, self._metrics.text)
             return web.Response(body=text.encode(), content_type="text/plain")
+        if path == HEALTH_PATH and request.method in ("GET", "HEAD"):
+            problem = await self._loop.run_in_executor(self._questions, self._problem)
+            content = {"ready": False, "error": problem} if problem else {"ready": True}
+            return _json_response(503 if problem else 200, json.dumps(content).encode() + b"\n")
         if not re.match(r"/v1/", path, re.IGNORECASE):
             response = web.Response(status=404, body=_NOT_FOUND, content_type="text/html")
             response.force_close()

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from serving.age import WATERMARK, check_age, table_age
 from serving.errors import ServingError
 from serving.server.admission import Admission
-from serving.server.health import Health
+from serving.server.health import Health, too_old
 from serving.server.metrics import Metrics
 from serving.server.model_service import ModelService
 from serving.server.models_config import ModelConfig, read_models_config
@@ -24,6 +25,7 @@ __all__ = ["Server"]
 
 _log = logging.getLogger("serving")
 DRAIN_SECONDS = 30.0  # for the requests that are there at a stop
+HEALTH_SECONDS = 1.0  # between two looks at the age of the tables
 GRACE_SECONDS = 5.0  # for the last bytes of their answers
 FIRST_TIME = 10**12  # milliseconds: a version above it is a time after 2001, one below a count
 
@@ -44,6 +46,9 @@ class Server:
         rest_port: int. `0` takes a free one. Defaults to `8501`.
         grpc_port: int. `0` takes a free one. Defaults to `8500`.
         poll_seconds: float. Pause between two looks for new versions. Defaults to `1.0`.
+        hard_table_age: float or `None`. Seconds. While the newest version of a model has older tables, health says
+            NOT_SERVING and `/healthz` 503, so that a balancer asks others; requests are answered all the same. Defaults
+            to no limit.
 
     Raises:
         ServingError: at `start`, for a port in use, a folder without models, or a model that does not load.
@@ -64,6 +69,7 @@ class Server:
         rest_port: int = 8501,
         grpc_port: int = 8500,
         poll_seconds: float = 1.0,
+        hard_table_age: float | None = None,
     ) -> None:
         if (models_dir is None) == (models_config is None):
             raise ServingError(
@@ -76,6 +82,8 @@ class Server:
             raise ServingError(
                 f"`config_poll_seconds` should not be negative. Received: config_poll_seconds={config_poll_seconds}."
             )
+        check_age("hard_table_age", hard_table_age)
+        self._hard_table_age = hard_table_age
         self._models_dir = models_dir
         self._models_config = models_config
         self._config_poll_seconds = config_poll_seconds
@@ -124,7 +132,8 @@ class Server:
         from serving.server.rest import RestServer
         from serving.server.rpc import start_grpc
 
-        self._health = Health()
+        limit = self._hard_table_age
+        self._health = Health((lambda: "") if limit is None else functools.partial(too_old, models, limit))
         self._admission = Admission()
         _add_counts(self.metrics, self._admission)
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -137,8 +146,11 @@ class Server:
         except OSError as error:
             raise ServingError(f"port {self.rest_port} is in use: {error.strerror}.") from error
         self.rest_port = bound.getsockname()[1]
-        self._rest = RestServer(models, bound, self._admission, metrics=self.metrics)
+        self._rest = RestServer(models, bound, self._admission, metrics=self.metrics, problem=self._health.problem)
         self._rest.start()
+        if limit is not None:
+            watching = functools.partial(self._health.watch, HEALTH_SECONDS)
+            threading.Thread(target=watching, name="serving-health", daemon=True).start()
         _log.info("REST on http://%s:%d, gRPC on %s:%d", host, self.rest_port, host, self.grpc_port)
 
     def _poll_config(self, configs: list[ModelConfig]) -> None:
@@ -212,7 +224,12 @@ def _add_gauges(metrics: Metrics, models: Models) -> None:
     metrics.gauge(
         "seedrank_seed_watermark",
         "The last tick of clicks that the version's tables know.",
-        of_versions(lambda status: status.facts.get("seed_watermark")),
+        of_versions(lambda status: status.facts.get(WATERMARK)),
+    )
+    metrics.gauge(
+        "seedrank_table_age_seconds",
+        "Since the last tick of clicks that the version's tables know, where that is a time.",
+        of_versions(lambda status: table_age(status.facts.get(WATERMARK))),
     )
     metrics.gauge(
         "seedrank_table_version",

@@ -82,6 +82,7 @@ def test_live(tmp_path, ranker):
                 assert client.live() == {
                     "version": 1,
                     "state": "AVAILABLE",
+                    "table_age_seconds": None,
                     "pinned": {"version": 1, "at": "2026-01-01"},
                     "hashes": {"weights": "abc", "tables": "天"},
                     "facts": facts,
@@ -90,7 +91,8 @@ def test_live(tmp_path, ranker):
 
 def test_live_without_hashes_or_model(connect):
     with connect() as client:
-        assert client.live() == {"version": 7, "state": "AVAILABLE", "pinned": None, "hashes": {}, "facts": {}}
+        empty = {"table_age_seconds": None, "pinned": None, "hashes": {}, "facts": {}}
+        assert client.live() == {"version": 7, "state": "AVAILABLE", **empty}
     with connect("absent") as client, pytest.raises(NotFound):
         client.live()
 
@@ -141,8 +143,15 @@ def test_grpc_sends_no_number_changed(server):
         (lambda: RestClient("127.0.0.1:8501"), "`url` should start with http"),
         (lambda: RestClient(timeout=0), "`timeout` should be positive. Received: timeout=0."),
         (lambda: RestClient(retries=-1), "`retries` should not be negative. Received: retries=-1."),
+        (
+            lambda: RestClient(max_table_age=0),
+            "`max_table_age` should be a positive number of seconds. Received: .*=0.",
+        ),
+        (lambda: RestClient(hard_table_age=math.nan), "`hard_table_age` should be a positive .* Received: .*=nan."),
         (lambda: GrpcClient("http://x:1"), "`address` should be host:port"),
         (lambda: GrpcClient(timeout=-1), "`timeout` should be positive. Received: timeout=-1."),
+        (lambda: GrpcClient(max_table_age=-1), "`max_table_age` should be a positive .* Received: .*=-1."),
+        (lambda: GrpcClient(hard_table_age=math.inf), "`hard_table_age` should be a positive .* Received: .*=inf."),
         (lambda: GrpcClient(retries=-1), "`retries` should not be negative. Received: retries=-1."),
     ],
 )
@@ -247,7 +256,7 @@ class _Scripted(Client):
         if declared.inputs.keys() != self.models[0][signature].keys():
             raise InvalidArgument("input size does not match signature")
         self.asked.append((signature, inputs, which))
-        return {"score": [1.0]}
+        return {"score": [1.0]}, None
 
     def status(self): ...
 
