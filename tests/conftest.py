@@ -1,5 +1,6 @@
 """Shared fixtures. Environment variables are set before TensorFlow is imported anywhere."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What was imported to collect the tests, TensorFlow above all, stays: no collection looks through it again."""
+    gc.collect()
+    gc.freeze()
+
 
 SLICE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kuairand_pure_slice"
 

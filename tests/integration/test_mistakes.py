@@ -114,6 +114,7 @@ def test_a_folder_that_is_no_run(simulated, tmp_path, cli):
     assert not (tmp_path / "models").exists() and not (tmp_path / "study.json").exists()
 
 
+@pytest.mark.slow  # a run has to be trained for it
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
@@ -181,6 +182,7 @@ def test_simulate(simulated, tmp_path, cli):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_arguments(text, cli):
     ask = ("evaluate", "--run", text.path, "--data", text.data)
     cli(*ask, "--window", "yesterday").mistake("dataset.toml", "`yesterday`", "lookalike, train")

@@ -1,6 +1,7 @@
 """The rank form, differences by segment, and that graph, float32 and float64 agree in every form."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -31,8 +32,8 @@ def parts_of(n=200, seed=0, dtype=np.float32):
     return {name: values.astype(np.float32).astype(dtype) for name, values in parts.items()}
 
 
-def weights_of(form, segments=None, n=200):
-    fitted = FusionWeights.fit(parts_of(n, seed=1), form, WEIGHTS, "p", offsets=np.arange(0, n + 1, 20))
+def weights_of(form, segments=None):
+    fitted = FusionWeights.fit(parts_of(200, seed=1), form, WEIGHTS, "p", offsets=np.arange(0, 201, 20))
     return dataclasses.replace(fitted, segments=segments or {})
 
 
@@ -50,8 +51,20 @@ def slow_ranks(values, missing, offsets):
     return found
 
 
-def in_graph(weights, segment):
-    return lambda parts: fuse(parts, weights, segment=segment, xp=ops)
+@functools.cache
+def weighed(form, segmented):
+    """Weights, and the graph of a kind of segment, for any number of candidates."""
+    weights = weights_of(form, SEGMENTS if segmented else {})
+    shapes = {name: tf.TensorSpec([None], tf.float32) for name in parts_of(1)}
+
+    @functools.cache
+    def graph(kind):
+        if kind == "given":
+            signature = [shapes, tf.TensorSpec([None], tf.string)]
+            return tf.function(lambda parts, given: fuse(parts, weights, segment=given, xp=ops), signature)
+        return tf.function(lambda parts: fuse(parts, weights, segment=kind, xp=ops), [shapes])
+
+    return weights, graph
 
 
 def test_rank_known_values():
@@ -117,10 +130,10 @@ def test_rank_rejects():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("segments", [{}, SEGMENTS], ids=["plain", "segments"])
+@pytest.mark.parametrize("segmented", [False, True], ids=["plain", "segments"])
 @pytest.mark.parametrize("n", [1, 50, 5000])
-def test_graph_and_float32_and_float64_agree(form, segments, n):
-    weights = weights_of(form, segments, n=max(n, 60))
+def test_graph_and_float32_and_float64_agree(form, segmented, n):
+    weights, graphs = weighed(form, segmented)
     parts = parts_of(n)
     parts["pctr"][:1], parts["similarity"][:1], parts["has_similarity"][:1] = 0, -1, 1
     exact = {name: values.astype(np.float64) for name, values in parts.items()}
@@ -128,9 +141,8 @@ def test_graph_and_float32_and_float64_agree(form, segments, n):
     for segment in (None, "new", np.array(["loyal"], object), rows):
         expected = fuse(exact, weights, segment=segment, offsets=[0, n])
         single = fuse(parts, weights, segment=segment, offsets=[0, n])
-        there = segment if segment is None or isinstance(segment, str) else tf.constant(list(segment))
-        shapes = [{name: tf.TensorSpec([None], tf.float32) for name in parts}]  # any number of candidates
-        graph = tf.function(in_graph(weights, there), input_signature=shapes)(parts)
+        fixed = segment is None or isinstance(segment, str)
+        graph = graphs(segment)(parts) if fixed else graphs("given")(parts, tf.constant(list(segment)))
         assert (expected.dtype, single.dtype, graph.dtype) == (np.float64, np.float32, tf.float32)
         # To 1e-6 of what is added up: a sum near 0 has the rounding of its summands.
         z = terms(exact, weights, offsets=[0, n])

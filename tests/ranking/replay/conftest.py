@@ -8,7 +8,7 @@ import pytest
 
 from ranking.fusion import FusionWeights, terms
 from ranking.replay.log import ReplayLog
-from ranking.replay.propensity import plackett_luce_propensities
+from ranking.replay.propensity import log_propensities, place_propensities
 
 THETA = np.array([1.0, 0.8, 0.6, 0.4])
 NAMES = ("similarity", "pctr", "pcvr")
@@ -56,16 +56,13 @@ def make_world(
     production = FusionWeights.fit(parts, "product", {"similarity": 0.1, "pctr": 1.0, "pcvr": 0.1}, "p0")
     z = terms(parts, production)
     score = sum(np.float32(weight) * z[name] for name, weight in production.weights.items()).astype(np.float32)
-    position = np.full(n, -1, np.int32)
-    exposure, place, places = np.zeros(n), np.full(n, np.nan), np.zeros((n, len(THETA)))
-    for start in offsets[:-1]:
-        rows = slice(start, start + candidates)
-        logits = score[rows].astype(np.float64) / temperature
-        chance = plackett_luce_propensities(logits, len(THETA))  # [candidates, slots]
-        exposure[rows], places[rows] = chance @ THETA, chance
-        order = np.argsort(-(logits + rng.gumbel(size=candidates)))[: len(THETA)]
-        position[start + order] = np.arange(len(THETA))
-        place[start + order] = chance[order, np.arange(len(THETA))]
+    logits = score.reshape(requests, candidates).astype(np.float64) / temperature
+    order = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1)[:, : len(THETA)]
+    position = np.full(logits.shape, -1, np.int32)
+    np.put_along_axis(position, order, np.arange(len(THETA), dtype=np.int32)[None], axis=1)
+    position = position.ravel()
+    place, exposure = log_propensities(score, offsets, position, THETA, temperature=temperature)
+    places = place_propensities(score, offsets, position, len(THETA), temperature=temperature)
     looked = (position >= 0) & (rng.random(n) < np.where(position >= 0, THETA[position], 0))
     click = looked & (rng.random(n) < pctr)
     conversion = click & (rng.random(n) < pcvr)
@@ -99,7 +96,7 @@ def make_world(
         user_id=pd.RangeIndex(10_000, 10_000 + users),
         temperature=np.full(requests, temperature),
         epsilon=np.full(requests, np.nan),
-        places=places[position >= 0].astype(np.float32),
+        places=places,
     )
     return World(log, pctr, pcvr, production)
 
