@@ -25,6 +25,7 @@ def parse():
 def connect(options):
     # One client for the whole program: it keeps its connections, and threads may share it.
     # `timeout` is for a call with all its attempts. Only UNAVAILABLE is tried again, after a random pause.
+    # With `max_table_age=900` an answer from tables older than that has `.stale`; `hard_table_age` raises StaleTables.
     if options.grpc:
         from serving.rpc import RankClient  # packed tensors: the faster one for thousands of candidates
 

@@ -142,6 +142,9 @@ def test_serve(tmp_path, cli):
     cli("serve", models).mistake(str(models), "no model")
     (models / "seedrank").mkdir()
     cli("serve", models).mistake(str(models / "seedrank"), "no version")
+    for age in ("soon", "0s", "-1h", "90"):
+        cli("serve", models, "--hard-table-age", age).mistake("--hard-table-age", f"'{age}'")
+    cli("serve", models, "--engine", "tfserving", "--hard-table-age", "1h").mistake("--hard-table-age", "tfserving")
     (models / "seedrank" / "1").mkdir()
     handler = signal.getsignal(signal.SIGTERM)
     try:
