@@ -1,5 +1,6 @@
 """One SavedModel in memory, run the way TensorFlow Serving runs it: a session, feeds and fetches by name."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -8,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.errors import FailedPrecondition, InvalidArgument, NotFound
+from serving.allow_list import check_graph
+from serving.errors import FailedPrecondition, InvalidArgument, NotFound, ServingError
 from serving.protos import messages
 from serving.server.runtime import Plan, Session
 from serving.tensors import unpack
@@ -17,6 +19,7 @@ from serving.warmup import read_warmup
 __all__ = ["Bundle", "DEFAULT_SIGNATURE"]
 
 DEFAULT_SIGNATURE = "serving_default"
+VARIABLES = "variables/variables"
 STATEFUL = {"VarHandleOp", "VariableV2", "Variable"}
 MAX_PLANS = 64  # each selection of outputs costs the runtime an executor; beyond it all outputs are computed
 
@@ -58,13 +61,16 @@ class Bundle:
                 "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
                 f"`saved_model.pb`)\nSpecified file path: {path}"
             )
+        self._graph = _graph_digest(path)
         self._session = Session(path, optimize=optimize)
         self._lock = threading.Lock()
         self._plans: dict[tuple[str, tuple[str, ...]], Plan] = {}
         meta_graph = messages("tensorflow/core/protobuf/meta_graph.proto").MetaGraphDef.FromString(
-            self._session.signatures
+            self._session.meta_graph
         )
         self.signatures: dict[str, Any] = dict(meta_graph.signature_def)
+        self._saver = meta_graph.saver_def
+        self._checked = False  # whether running it changes nothing but its variables
         self._signatures = {
             name: _Signature(
                 {alias: signature.inputs[alias].name for alias in sorted(signature.inputs)},
@@ -75,7 +81,7 @@ class Bundle:
         }
         try:
             # The runtime takes a folder without variables for a model without variables.
-            if not (path / "variables" / "variables.index").is_file() and STATEFUL & self._session.operation_types():
+            if not _has_variables(path) and STATEFUL & self._session.operation_types():
                 raise NotFound(f"{path}: the graph has variables, but there is no variables/variables.index.")
             if warm_up:
                 self.warm_up(path)
@@ -154,9 +160,54 @@ class Bundle:
                 self._plans[name, computed] = plan
         return plan, computed
 
+    def empty(self) -> None:
+        """Frees the memory of the variables; no request can be answered until `renew`."""
+        self._session.free_variables()
+
+    def renew(self, path: str | Path) -> bool:
+        """Becomes another version, whose graph is the same: its variables are read and nothing is compiled again.
+
+        What runs a thousand times between two refreshes takes seconds to compile, the tables of one a fraction of that
+        to read. Nobody may use the bundle meanwhile.
+
+        Args:
+            path: str or Path. The version's folder.
+
+        Returns:
+            Whether it did. If not, as well as after an error, it answers nothing and has to be closed: the graph is
+            another one, or is not of `serving.allow_list`, whose operations keep nothing but variables from one run to
+            the next, or the variables do not fit.
+
+        Raises:
+            RequestError: a warm-up request fails.
+        """
+        path = Path(path)
+        if not self._saver.restore_op_name or not _has_variables(path) or _graph_digest(path) != self._graph:
+            return False
+        try:
+            if not self._checked:
+                check_graph(path)
+                self._checked = True
+            plan = self._session.plan([self._saver.filename_tensor_name], [], [self._saver.restore_op_name])
+            self._session.run(plan, [np.array(str(path / VARIABLES).encode(), object)], aside=True)
+        except ServingError:  # a load says what is wrong
+            return False
+        self.warm_up_seconds = None
+        self.warm_up(path)
+        return True
+
     def close(self) -> None:
         """Frees the memory; the bundle can not be used afterwards."""
         self._session.close()
+
+
+def _has_variables(path: Path) -> bool:
+    return (path / f"{VARIABLES}.index").is_file()
+
+
+def _graph_digest(path: Path) -> bytes:
+    with open(path / "saved_model.pb", "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _wanted(signature: _Signature, output_filter: tuple[str, ...]) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class Model:
     that it no longer wants goes; a version that fails keeps an old one in its place, and is tried again when its files
     change. A folder that something still writes into is left alone. Loading happens in the thread that looks, and no
     lock that a request takes is held meanwhile; each unloading has a thread of its own, which waits for the last
-    request of the version.
+    request of the version. What it had compiled is kept for the next version that has the same graph.
 
     Args:
         config: ModelConfig.
@@ -77,6 +77,7 @@ class Model:
         self._wake = threading.Event()
         self._closed = self._looked = False
         self._loaded: dict[int, _Loaded] = {}
+        self._spare: Bundle | None = None  # of a version that went, without its variables
         self._statuses: dict[int, VersionStatus] = {}
         self._labels: dict[str, int] = {}
         self._stamps: dict[int, object] = {}  # version -> its files at the last look
@@ -152,14 +153,17 @@ class Model:
         content = version_content(folder)
         start = time.perf_counter()
         try:
-            bundle = self._load(folder)
+            bundle = self._renewed(folder) or self._load(folder)
         except Exception:
             self._metrics.observe_load(str(folder), False, time.perf_counter() - start)
             raise
         self._metrics.observe_load(str(folder), True, time.perf_counter() - start)
         if bundle.warm_up_seconds is not None:
             self._metrics.observe_warmup(str(folder), "OK", bundle.warm_up_seconds)
-        if _stamp(folder) != stamp:  # written into meanwhile: what was read may be half of it
+        # Written into meanwhile, what was read may be half of it. Pruned meanwhile, it has been read: where versions
+        # come faster than they load, it is what there is to serve.
+        newest = self.config.policy.kind == "latest" and version > max(self._loaded, default=-1)
+        if (now := _stamp(folder)) != stamp and not (now is None and newest):
             bundle.close()
             self._report(VersionStatus(version, "START"))
             return
@@ -173,6 +177,33 @@ class Model:
         _log.info("model %s version %d loaded", self.config.name, version)
         if old is not None:
             self._unload_later(version, old)
+
+    def _renewed(self, folder: Path) -> Bundle | None:
+        """What is left of the version that went, as this one."""
+        with self._changed:
+            spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        try:
+            if spare.renew(folder):
+                return spare
+        except Exception:
+            spare.close()
+            raise
+        spare.close()
+        return None
+
+    def _set_aside(self, bundle: Bundle) -> None:
+        """Keeps what a version had compiled, in the place of what an older one had."""
+        left: Bundle | None = bundle
+        with contextlib.suppress(RequestError):
+            if not self._closed:
+                bundle.empty()
+                with self._changed:
+                    if not self._closed:
+                        left, self._spare = self._spare, bundle
+        if left is not None:
+            left.close()
 
     def _retire(self, version: int) -> None:
         """No request takes this version from now on."""
@@ -191,7 +222,7 @@ class Model:
             old.retired = True
             if not self._changed.wait_for(lambda: old.users == 0, timeout):
                 return  # in use: the end of the process frees it
-        old.bundle.close()
+        self._set_aside(old.bundle)
         with self._changed:
             if version not in self._loaded:  # it may be back
                 self._report(VersionStatus(version, "END"))
@@ -286,22 +317,28 @@ class Model:
 
     def remove(self) -> None:
         """Unloads everything, each version after its last request, and ends the looking."""
-        self._closed = True
-        self._wake.set()
+        self._end()
         with self._looking:
             for version in list(self._loaded):
                 self._retire(version)
 
     def close(self) -> None:
         """Unloads everything and returns when that is done; what is in use stays until the process ends."""
-        self._closed = True
-        self._wake.set()
+        self._end()
         with self._looking:
             for version in list(self._loaded):
                 with self._changed:
                     old = self._loaded.pop(version)
                 self._report(VersionStatus(version, "UNLOADING"))
                 self._unload(version, old, DRAIN_SECONDS)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._closed = True
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
+        self._wake.set()
 
 
 def _check(folder: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ __all__ = ["Plan", "Session"]
 
 # Of the thread that loads where another session is open: its requests go first, yet a busy machine gets to the end.
 LOAD_NICENESS = 10
-SIGNATURES = b"\x2a"  # the tag of MetaGraphDef.signature_def
+KEPT = (b"\x2a", b"\x1a")  # the tags of MetaGraphDef.signature_def and .saver_def
 # ConfigProto: intra_op_parallelism_threads 1 (one thread a request, parallel over requests) and
 # gpu_options.allow_growth (a trainer beside it needs memory too). RunOptions: inter_op_thread_pool -1, the calling
 # thread, so that loading leaves the threads of the requests alone; and timeout_in_ms.
@@ -39,10 +39,11 @@ _open: weakref.WeakSet["Session"] = weakref.WeakSet()  # whose requests a load s
 
 
 class Plan(NamedTuple):
-    """What a run feeds and fetches, in the form of the C API."""
+    """What a run feeds, fetches and runs for its effect, in the form of the C API."""
 
     feeds: Any
     fetches: Any
+    targets: Any
 
 
 class Session:
@@ -54,8 +55,8 @@ class Session:
             runs gain by it. Defaults to `True`.
 
     Attributes:
-        signatures: bytes. A `MetaGraphDef` with the model's `signature_def` only: to read a graph of megabytes in
-            Python would hold the interpreter lock.
+        meta_graph: bytes. A `MetaGraphDef` with the model's `signature_def` and `saver_def` only: to read a graph of
+            megabytes in Python would hold the interpreter lock.
 
     Raises:
         RequestError: the runtime refused it, in its own words.
@@ -66,7 +67,7 @@ class Session:
         graph, meta = lib.TF_NewGraph(), lib.TF_NewBuffer()
         try:
             session = _load(lib, path, graph, meta, CONFIG if optimize else CONFIG + AS_WRITTEN)
-            self.signatures = _signatures(c.string_at(meta.contents.data, meta.contents.length))
+            self.meta_graph = _meta_graph(c.string_at(meta.contents.data, meta.contents.length))
         except BaseException:
             lib.TF_DeleteGraph(graph)
             raise
@@ -79,16 +80,19 @@ class Session:
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
+        self._destroy: Plan | None = None
 
     def operation_types(self) -> set[str]:
         """The kinds of operations in the graph, outside its functions."""
-        place, found = c.c_size_t(0), set()
-        while operation := self._library.TF_GraphNextOperation(self._graph, c.byref(place)):
-            found.add(self._library.TF_OperationOpType(operation).decode())
-        return found
+        return {self._library.TF_OperationOpType(operation).decode() for operation in self._operations()}
 
-    def plan(self, feeds: Sequence[str], fetches: Sequence[str]) -> Plan:
-        """Looks up tensors by name, such as `x:0`.
+    def _operations(self) -> Iterator[int]:
+        place = c.c_size_t(0)
+        while operation := self._library.TF_GraphNextOperation(self._graph, c.byref(place)):
+            yield operation
+
+    def plan(self, feeds: Sequence[str], fetches: Sequence[str], targets: Sequence[str] = ()) -> Plan:
+        """Looks up tensors by name, such as `x:0`, and operations to run for their effect.
 
         Raises:
             RequestError: the graph has no such tensor; UNAVAILABLE after `close`.
@@ -96,16 +100,21 @@ class Session:
         self._enter()
         try:
             found = [[self._output(name) for name in names] for names in (feeds, fetches)]
+            run = [self._operation(name) for name in targets]
         finally:
             self._leave()
-        return Plan(*((Output * len(outputs))(*outputs) for outputs in found))
+        inputs, outputs = ((Output * len(listed))(*listed) for listed in found)
+        return Plan(inputs, outputs, _operations(run))
 
     def _output(self, name: str) -> Output:
         operation, _, index = name.rpartition(":")
-        found = self._library.TF_GraphOperationByName(self._graph, operation.encode())
+        found = self._operation(operation)
         if not found or not index.isdecimal() or int(index) >= self._library.TF_OperationNumOutputs(found):
             raise InvalidArgument(f"Tensor {name or '(no name)'}, specified in the signature, was not found.")
         return Output(found, int(index))
+
+    def _operation(self, name: str) -> Any:
+        return self._library.TF_GraphOperationByName(self._graph, name.encode())
 
     def run(
         self, plan: Plan, arrays: Sequence[np.ndarray], *, timeout: float | None = None, aside: bool = False
@@ -137,7 +146,7 @@ class Session:
             given = (c.c_void_p * len(feeds))(*feeds)
             work = functools.partial(
                 lib.TF_SessionRun, self._session, options, plan.feeds, given, len(feeds), plan.fetches, fetched,
-                len(fetched), None, 0, None, status,
+                len(fetched), plan.targets, len(plan.targets), None, status,
             )  # fmt: skip
             if aside and len(_open) > 1:
                 _aside(work)
@@ -153,6 +162,29 @@ class Session:
                 lib.TF_DeleteBuffer(options)
             lib.TF_DeleteStatus(status)
             self._leave()
+
+    def free_variables(self) -> None:
+        """Frees the memory of all variables, aside. A run fails afterwards, until they are restored."""
+        if self._destroy is None:
+            self._destroy = Plan((Output * 0)(), (Output * 0)(), _operations(self._added_destroyers()))
+        self.run(self._destroy, [], aside=True)
+
+    def _added_destroyers(self) -> list[int]:
+        """Operations that the graph lacked; the runtime takes them in with the next run."""
+        lib = self._library
+        found: list[int] = []
+        self._enter()
+        try:
+            for variable in [op for op in self._operations() if lib.TF_OperationOpType(op) == b"VarHandleOp"]:
+                name = f"serving_destroy_{len(found)}".encode()
+                operation = lib.TF_NewOperation(self._graph, b"DestroyResourceOp", name)
+                lib.TF_AddInput(operation, Output(variable, 0))
+                lib.TF_SetAttrBool(operation, b"ignore_lookup_error", 1)
+                with checked(lib) as status:
+                    found.append(lib.TF_FinishOperation(operation, status))
+        finally:
+            self._leave()
+        return found
 
     def close(self) -> None:
         """Ends what still runs and frees the memory; the last run to end does so where one is left."""
@@ -228,8 +260,12 @@ def _aside(work: Callable[[], Any]) -> Any:
     return results[0]
 
 
-def _signatures(meta_graph: bytes) -> bytes:
-    """The entries of `signature_def`, out of a `MetaGraphDef`, whose fields all have their length in front."""
+def _operations(found: Sequence[int]) -> Any:
+    return (c.c_void_p * len(found))(*found)
+
+
+def _meta_graph(meta_graph: bytes) -> bytes:
+    """The entries of KEPT, out of a `MetaGraphDef`, whose fields all have their length in front."""
     kept, place = [], 0
     while place < len(meta_graph):
         tag, begin = meta_graph[place : place + 1], place
@@ -240,7 +276,7 @@ def _signatures(meta_graph: bytes) -> bytes:
             if byte < 128:
                 break
         place += length
-        if tag == SIGNATURES:
+        if tag in KEPT:
             kept.append(meta_graph[begin:place])
     return b"".join(kept)
 

@@ -26,8 +26,31 @@ class Note:
             raise DeadlineExceeded("too slow to load")
         log.append(f"load {self.name}")
 
+    def empty(self):
+        raise RequestError("keeps nothing", "UNIMPLEMENTED")
+
     def close(self):
         self.log.append(f"close {self.name}")
+
+
+class Renewable(Note):
+    """One that takes the next version on where its graph is the same."""
+
+    def __init__(self, path, log):
+        super().__init__(path, log)
+        self.graph = (path / "saved_model.pb").read_text()
+
+    def empty(self):
+        self.log.append(f"empty {self.name}")
+
+    def renew(self, path):
+        if (path / "broken").exists():
+            raise DeadlineExceeded("too slow to warm up")
+        if (path / "saved_model.pb").read_text() != self.graph:
+            return False
+        self.log.append(f"{self.name} becomes {path.name}")
+        self.name = path.name
+        return True
 
 
 def version(folder, number, **files):
@@ -83,6 +106,87 @@ def test_newest_is_served_and_the_next_is_loaded_before_the_old_goes(models, tmp
     until(lambda: states(models) == {2: "AVAILABLE", 1: "END"})
     assert models.log == ["load 1", "load 2", "close 1"]
     assert current(models) == 2
+
+
+@pytest.fixture
+def renewing(tmp_path):
+    version(tmp_path / "m", 1)
+    log = []
+    models = Models([ModelConfig("m", tmp_path / "m")], load=lambda path: Renewable(path, log))
+    models.log = log
+    models.start()
+    yield models
+    models.close()
+
+
+def swap(models, folder, number, **files):
+    version(folder, number, **files)
+    before = len([line for line in models.log if line.startswith("empty")])
+    look(models)
+    until(
+        lambda: len([line for line in models.log if line.startswith("empty")]) > before and models._models["m"]._spare
+    )
+
+
+def test_what_went_becomes_the_next_version_with_its_graph(renewing, tmp_path):
+    """Two bundles take turns; one of another graph takes none of their places."""
+    for number in (2, 3, 4):
+        swap(renewing, tmp_path / "m", number)
+        assert current(renewing) == number
+    assert renewing.log == ["load 1", "load 2", "empty 1", "1 becomes 3", "empty 2", "2 becomes 4", "empty 3"]
+    version(tmp_path / "m", 5)
+    (tmp_path / "m" / "5" / "saved_model.pb").write_text("another")
+    look(renewing)
+    until(lambda: renewing.log[-1] == "empty 4")
+    assert renewing.log[7:] == ["close 3", "load 5", "empty 4"]
+    until(lambda: states(renewing)[4] == "END")
+    renewing.close()
+    assert sorted(renewing.log[10:]) == ["close 4", "close 5"]
+
+
+def test_one_that_fails_to_become_the_next_version_is_closed_and_that_one_tried_again(renewing, tmp_path):
+    swap(renewing, tmp_path / "m", 2)
+    broken = version(tmp_path / "m", 3, broken="")
+    look(renewing)
+    assert current(renewing) == 2 and states(renewing)[3] == "END"
+    assert renewing.log == ["load 1", "load 2", "empty 1", "close 1"]
+    (broken / "broken").unlink()
+    look(renewing)
+    assert current(renewing) == 3 and renewing.log[4] == "load 3"
+
+
+def test_nothing_becomes_another_version_while_a_request_has_it(renewing, tmp_path):
+    with renewing.use("m") as (number, held):
+        version(tmp_path / "m", 2)
+        look(renewing)
+        version(tmp_path / "m", 3)
+        look(renewing)
+        assert number == 1 and held.name == "1" and current(renewing) == 3
+        assert "empty 1" not in renewing.log
+    until(lambda: "empty 1" in renewing.log)
+
+
+def test_a_version_that_was_pruned_while_it_loaded_is_served_until_a_newer_one_is(tmp_path):
+    """Versions come every second and take three to load: what is served has to move all the same."""
+    log = []
+
+    def load(path):
+        if path.name != "1":
+            shutil.rmtree(path)
+            version(tmp_path / "m", int(path.name) + 2)
+        return Note(path, log)
+
+    version(tmp_path / "m", 1)
+    models = Models([ModelConfig("m", tmp_path / "m")], load=load)
+    models.start()
+    version(tmp_path / "m", 2)
+    served = []
+    for _ in range(3):
+        look(models)
+        served.append(current(models))
+    assert served == [2, 4, 6]
+    until(lambda: log[-1] == "close 4")
+    assert log == ["load 1", "load 2", "close 1", "load 4", "close 2", "load 6", "close 4"]
 
 
 def test_a_broken_version_is_reported_and_the_old_one_stays(models, tmp_path):
