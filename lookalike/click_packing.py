@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lookalike.clicklog import CLICK, FORGET, UNCLICK
 
-__all__ = ["Clicks", "pack", "unpack", "unpack_fields"]
+__all__ = ["MAGIC", "Clicks", "pack", "unpack", "unpack_fields"]
 
-_MAGIC = b"SRC1"
+MAGIC = b"SRC1"  # packed columns begin with it
 _HEAD = struct.Struct("<4sBI")  # magic, which columns are texts or there, events
 _USER_TEXTS, _ITEM_TEXTS, _KINDS = 1, 2, 4
 _NAMES = {"click": CLICK, "unclick": UNCLICK, "forget": FORGET}
@@ -70,7 +70,7 @@ def pack(user: Any, item: Any, time: Any, kind: Any = None) -> bytes:
         lengths.add(len(kind))
     if len(lengths) > 1:
         raise ValueError(f"Columns should have one length. Received: lengths={sorted(lengths)}.")
-    return _HEAD.pack(_MAGIC, flags, len(time)) + b"".join(columns)
+    return _HEAD.pack(MAGIC, flags, len(time)) + b"".join(columns)
 
 
 def unpack(value: bytes, *, user_ids: str, item_ids: str) -> Clicks:
@@ -84,7 +84,7 @@ def unpack(value: bytes, *, user_ids: str, item_ids: str) -> Clicks:
     Raises:
         ValueError: it is neither, or holds ids of the other kind. Nothing of it is to be taken.
     """
-    if value.startswith(_MAGIC):
+    if value.startswith(MAGIC):
         return _unpacked(value, user_ids, item_ids)
     try:
         rows = [json.loads(line) for line in value.splitlines() if line.strip()]

@@ -76,13 +76,14 @@ class Pump:
 
     A crash between the two gives entries twice, which the seed store notices; none is lost. An entry that is malformed,
     or that the log refuses, is counted and set aside as a JSON line with its reason and its bytes, and the stream goes
-    on. The file may hold ids of users: remove it with an erasure.
+    on. The file may hold ids of users: an erasure has to remove them from it.
 
     Args:
         source: Source. The stream.
         log: ClickLog, or what writes to one. Its one writer.
         set_aside: str or Path, optional. Defaults to `set-aside.jsonl` in the folder of the log.
         set_aside_bytes: int. When the file is as large, more is counted and not kept. Defaults to `67_108_864`.
+        lock: Lock, optional. Held while that file is written, for others who write it. Defaults to none.
 
     Attributes:
         counters: `entries`, `events`, `malformed`, `dropped` (malformed and not kept), `failures`.
@@ -101,10 +102,11 @@ class Pump:
         *,
         set_aside: str | Path | None = None,
         set_aside_bytes: int = 67_108_864,
+        lock: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
         self._source, self._log = source, log
         self.set_aside = Path(set_aside) if set_aside else log.folder / "set-aside.jsonl"
-        self._most = set_aside_bytes
+        self._most, self._lock = set_aside_bytes, lock or threading.Lock()
         self.counters: Counter[str] = Counter(entries=0, events=0, malformed=0, dropped=0, failures=0)
 
     def run(self, stop: threading.Event) -> None:
@@ -174,7 +176,8 @@ class Pump:
                     wrong.append((entry, str(error)))
             good = kept
         if wrong:
-            self._put_aside(wrong)
+            with self._lock:
+                self._put_aside(wrong)
         return sum(len(clicks) for _, clicks in good)
 
     def _clicks(self, value: bytes | Mapping[bytes, bytes]) -> Clicks:

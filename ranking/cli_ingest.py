@@ -75,8 +75,8 @@ def ingest(
 
       seedrank ingest --log clicks --stream "kafka://one:9092,two:9092/clicks?group=seedrank&security.protocol=SSL"
 
-    Admin verbs: forget takes a user's clicks back on all items; erase removes his ids from the log's files, when the
-    seed stores have read the forget; retain removes whole segments before an offset.
+    Admin verbs: forget takes a user's clicks back on all items; erase removes his ids from the log's files and the
+    lines set aside, when the seed stores have read the forget; retain removes whole segments before an offset.
 
       curl localhost:8600/v1/forget -H "Authorization: Bearer $(cat token)" -d '{"user_id": 7}'
 

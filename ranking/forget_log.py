@@ -1,24 +1,19 @@
 """A user leaves a click log: its segments, the lines set aside beside them, and the snapshots of the seed store."""
 
-import base64
 import contextlib
-import json
-import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lookalike.clicklog import ERASED, ClickLog, ClickLogError, keys_of
 from lookalike.snapshots import SnapshotError, Snapshots
-from ranking.atomic import atomic_file
 from ranking.erasure import Person
 from ranking.errors import UserError
+from ranking.forget_aside import lines_with, without_lines
 
 __all__ = ["LogPlace", "number_of"]
 
 SEEDS = "seeds"  # the folder of snapshots in a log's folder
-_ASIDE = ("tails/*.rejects", "set-aside.jsonl")  # lines that broke a rule, of followed files and of streams
 
 
 class LogPlace:
@@ -50,13 +45,10 @@ class LogPlace:
                 )
         except ClickLogError as error:
             raise UserError(str(error)) from None
-        self._mark = _mark(self.user)
         self._look()
 
     def _look(self) -> None:
-        aside = [path for pattern in _ASIDE for path in sorted(self.folder.glob(pattern))]
-        found = {path: sum(his for _, his in _lines(path, self._mark)) for path in aside}
-        self.lines = {path: count for path, count in found.items() if count}
+        self.lines = lines_with(self.folder, self.user)
         self.snapshots = Snapshots(self.folder / SEEDS).holding([self.key])
         self.copies = sorted(self.folder.glob("quarantine/*.bytes"))
 
@@ -82,8 +74,7 @@ class LogPlace:
                 try:
                     self._log = stack.enter_context(ClickLog(self.folder, create=False))
                 except ClickLogError as error:
-                    only = self.events and not self.lines
-                    ask = ", or have it erase the user (POST /v1/erase) and come again" if only else ""
+                    ask = "" if self.copies else ", or have it erase the user (POST /v1/erase) and come again"
                     raise UserError(f"{error} Stop it first{ask}.") from None
             try:
                 yield
@@ -99,8 +90,7 @@ class LogPlace:
         removed = {"clicks": 0, "lines set aside": 0, "seeds": 0, "damaged copies": len(self.copies)}
         if self._log is not None:
             removed["clicks"] = self._log.compact([self.user])
-            for path in self.lines:
-                removed["lines set aside"] += _without_lines(path, self._mark)
+            removed["lines set aside"] = without_lines(self.folder, self.user)
         if self.snapshots:
             snapshots = Snapshots(self.folder / SEEDS)
             removed["damaged copies"] += _without_unreadable(snapshots.folder)
@@ -128,49 +118,6 @@ def number_of(user: Any) -> int:
     if isinstance(user, int) and not -(2**63) <= user < 2**63:
         raise UserError(f"ids are whole numbers from -2^63 to 2^63 - 1. Received: {user}.")
     return int(keys_of([user])[0])
-
-
-def _mark(user: Any) -> "re.Pattern[bytes]":
-    """Finds an id in the bytes of a line, however JSON or a packed value writes it."""
-    text = str(user)
-    if isinstance(user, int):
-        return re.compile(rb"(?<![0-9])%s(?![0-9])|%s" % (text.encode(), re.escape(struct.pack("<q", user))))
-    escaped = json.dumps(text)[1:-1]
-    upper = re.sub(r"\\u([0-9a-f]{4})", lambda found: f"\\u{found[1].upper()}", escaped)
-    plain = json.dumps(text, ensure_ascii=False)[1:-1]
-    forms = {re.escape(form.encode("utf-8", "surrogatepass")) for form in (text, plain, escaped, upper)}
-    whole = b"|".join(sorted(forms))
-    before = rb"(?<![0-9A-Za-z])" if text[0].isascii() and text[0].isalnum() else b""
-    after = rb"(?![0-9A-Za-z])" if text[-1].isascii() and text[-1].isalnum() else b""
-    return re.compile(before + rb"(?:%s)" % whole + after)
-
-
-def _lines(path: Path, mark: "re.Pattern[bytes]") -> Iterator[tuple[bytes, bool]]:
-    """Lines of a file of what was set aside, and whether each holds the user; one that is half-written may."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                told = json.loads(line)
-                pieces = [
-                    str(told.get(name, "")).encode("utf-8", "surrogatepass") for name in ("why", "line", "reason")
-                ]
-                packed = told.get("base64", "")
-                packed = [*packed.keys(), *packed.values()] if isinstance(packed, dict) else [packed]
-                pieces += [base64.b64decode(text) for text in packed]
-            except (ValueError, TypeError, AttributeError):
-                yield line, True
-                continue
-            yield line, any(mark.search(piece) for piece in pieces)
-
-
-def _without_lines(path: Path, mark: "re.Pattern[bytes]") -> int:
-    removed = 0
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        for line, his in _lines(path, mark):
-            removed += his
-            if not his:
-                file.write(line)
-    return removed
 
 
 def _without_unreadable(folder: Path) -> int:

@@ -274,7 +274,7 @@ class IngestHttp:
         return {"first": first, "next": after, "accepted": after - first}
 
     def _erase(self, body: bytes, encoding: str, now: int) -> Any:
-        return {"erased": self._kept(self._log.log.compact, [self._user(body, encoding)])}
+        return self._kept(self._log.erase, self._user(body, encoding))
 
     def _retain(self, body: bytes, encoding: str, now: int) -> Any:
         before = _field(unpacked(body, encoding), "before")
@@ -285,11 +285,11 @@ class IngestHttp:
     def _user(self, body: bytes, encoding: str) -> Any:
         return self._format.user(_field(unpacked(body, encoding), "user_id"))
 
-    def _kept(self, work: Callable[[Any], int], argument: Any) -> int:
+    def _kept(self, work: Callable[[Any], Any], argument: Any) -> Any:
         try:
             return work(argument)
         except (OSError, ClickLogError) as error:
-            raise LogNotWritable("The click log can not be rewritten now: some of its segments may be done.") from error
+            raise LogNotWritable("The click log can not be rewritten now: some of its files may be done.") from error
 
 
 def _field(body: bytes, name: str) -> Any:

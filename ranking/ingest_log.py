@@ -11,6 +11,7 @@ import numpy as np
 
 from lookalike.click_packing import Clicks
 from lookalike.clicklog import FORGET, ClickLog, ClickLogError
+from ranking.forget_aside import without_lines
 from ranking.ingest_metrics import IngestMetrics
 
 __all__ = ["LogNotWritable", "LogWriter"]
@@ -32,6 +33,9 @@ class LogWriter:
         metrics: IngestMetrics.
         user_ids: str or None. As for `ClickLog`. Defaults to `None`.
         item_ids: str or None. Likewise. Defaults to `None`.
+
+    Attributes:
+        aside: Lock. Held by who writes the files of lines that are set aside.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class LogWriter:
         self._metrics = metrics
         self._log = ClickLog(folder, user_ids=user_ids, item_ids=item_ids)
         self.folder, self.user_ids, self.item_ids = self._log.folder, self._log.user_ids, self._log.item_ids
-        self._lock = threading.Lock()
+        self._lock, self.aside = threading.Lock(), threading.Lock()
         self._failing = self._closed = False
         self._probed = 0.0
 
@@ -76,6 +80,17 @@ class LogWriter:
         number = self.user_ids == "int64"
         item: Any = np.zeros(1, np.int64) if self.item_ids == "int64" else ["-"]
         return self._append(np.array([user], np.int64) if number else [user], item, np.array([now]), [FORGET])
+
+    def erase(self, user: Any) -> dict[str, int]:
+        """Takes a user's ids out of the log's files and out of the lines set aside; how many events and lines it were.
+
+        Raises:
+            ClickLogError: the log is closed.
+            OSError: a file could not be rewritten. Those before it are done, and another call does the rest.
+        """
+        erased = self._log.compact([user])
+        with self.aside:
+            return {"erased": erased, "set_aside": without_lines(self.folder, user)}
 
     def _append(self, user: Any, item: Any, moment: Any, kind: Any) -> tuple[int, int]:
         started, log = time.monotonic(), self._log

@@ -52,7 +52,7 @@ class Stream:
         consumer = f"{socket.gethostname()}-{told.log:016x}" if told else socket.gethostname()
         self._source = open_source(url, consumer)
         self._metrics = metrics
-        self._pump = Pump(self._source, _Checked(log, metrics))
+        self._pump = Pump(self._source, _Checked(log, metrics), lock=log.aside)
         self.failing = ""  # why it does not go on; empty while it does
 
     def run(self, stop: threading.Event) -> None:

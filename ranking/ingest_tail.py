@@ -229,7 +229,7 @@ class Tail:
     def _set_aside(self, wrong: list[tuple[int, bytes, str]], offset: int) -> None:
         if not wrong:
             return
-        with self.rejects.open("a", encoding="utf-8") as file:
+        with self._log.aside, self.rejects.open("a", encoding="utf-8") as file:
             for at, line, why in wrong:
                 text = line[:_KEPT].decode("utf-8", "backslashreplace")
                 file.write(json.dumps({"byte": offset + at, "why": why, "line": text}) + "\n")

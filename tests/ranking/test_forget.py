@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from lookalike.click_packing import pack
 from lookalike.click_streams import Entry, Pump
 from lookalike.clicklog import CLICK, FORGET, UNCLICK, ClickLog, keys_of
 from lookalike.snapshots import Snapshots, open_store, state_of
@@ -26,6 +28,7 @@ from ranking.forget_data import forget_in_data, rows_in_data
 from ranking.forget_models import versions_with
 from ranking.ingest_log import LogWriter
 from ranking.ingest_metrics import IngestMetrics
+from ranking.ingest_streams import Stream
 from ranking.ingest_tail import Tail
 from ranking.timeline import Timeline
 from ranking.users_export import REDIS_KEY
@@ -275,7 +278,8 @@ def make_log(tmp_path):
                     snapshots.save(open_store(log, snapshots))
             append(log, columns, 400, 600)
             pump = Pump(None, log)
-            packed = b"SRC1 torn" + (struct.pack("<q", user) if kind == "int64" else user.encode())
+            beside = OTHERS[kind][:2] if kind == "int64" else ("bo", "di")  # packed texts stand side by side
+            packed = pack([beside[0], user, beside[1]], [77] * 3, [T] * 3) + b"too much"
             whole = {b"user_id": str(user).encode(), b"time": b"never"}
             wrong = [Entry("clicks 1", 1, packed), Entry("clicks 2", 2, whole), Entry("clicks 3", 3, b"of nobody")]
             pump._put_aside([(entry, "malformed") for entry in wrong])
@@ -413,11 +417,12 @@ def test_a_log_in_use_is_refused_and_nothing_changes(make_log, data, tmp_path):
             forget("ann", data=data, logs=[folder])
     (folder / "seeds" / "lock").unlink()
     assert (contents(data), contents(folder)) == before
-    with ClickLog(folder) as log:  # what the service does by POST /v1/erase
-        log.compact(["ann"])
-        for path in (*folder.glob("tails/*.rejects"), folder / "set-aside.jsonl"):
-            path.unlink()
-        found = forget("ann", data=data, logs=[folder])
+    service = LogWriter(folder, IngestMetrics())
+    with pytest.raises(UserError, match=r"or have it erase the user \(POST /v1/erase\) and come again"):
+        forget("ann", data=data, logs=[folder])
+    assert service.erase("ann")["set_aside"] == 4
+    found = forget("ann", data=data, logs=[folder])
+    service.close()
     assert [*found["logs"][0]["removed"]] == ["seeds", "damaged copies"] and found["data"]["removed"]["users"] == 1
     assert found["remaining"] == [] and not any(b"ann" in text for text in contents(folder).values())
 
@@ -477,6 +482,39 @@ def test_command_with_a_log(make_log, tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 and "lines set aside" in done.stdout and "Looked again: nothing" in done.stdout
     assert "Holds the user" not in done.stdout and holding(folder, NUMBER) == set()
+
+
+@pytest.mark.parametrize("way", ["tail", "stream"])
+def test_what_is_set_aside_beside_an_erasure_is_kept(tmp_path, monkeypatch, way):
+    """A line that comes while its file is rewritten waits for the new one."""
+    log = LogWriter(tmp_path / "log", IngestMetrics(), user_ids="string", item_ids="int64")
+    (tmp_path / "clicks.jsonl").write_text("")
+    tail = Tail(tmp_path / "clicks.jsonl", log, IngestMetrics())
+    stream = Stream("redis://localhost?stream=clicks", log, IngestMetrics())
+
+    def put_aside(who: str) -> None:
+        if way == "tail":
+            tail._set_aside([(7, who.encode(), "wrong")], 0)
+        else:
+            stream._pump._append([Entry("clicks 7", 7, who.encode())])
+
+    beside = threading.Thread(target=put_aside, args=["bo"])
+    real = os.replace
+
+    def replace(*arguments):
+        beside.start()
+        beside.join(0.3)
+        real(*arguments)
+
+    put_aside("ann")
+    with monkeypatch.context() as patch:
+        patch.setattr("ranking.atomic.os.replace", replace)
+        assert log.erase("ann") == {"erased": 0, "set_aside": 1}
+    beside.join()
+    path = tail.rejects if way == "tail" else stream._pump.set_aside
+    assert len(path.read_text().splitlines()) == 1 and log.erase("bo")["set_aside"] == 1
+    tail._close()
+    log.close()
 
 
 # Versions.

@@ -22,6 +22,7 @@ from ranking.errors import UserError
 from ranking.ingest import Ingest, read_token
 from ranking.ingest_clicks import ClickFormat, WrongClick
 from serving.server import body as bodies
+from tests.ranking.test_ingest_streams import wait_until
 
 T = 1_767_225_600_000
 TOKEN = "a-token-of-the-tests"
@@ -335,12 +336,34 @@ def test_erase_and_retain(tmp_path):
     with Ingest(tmp_path / "log", user_ids="string", item_ids="int64", port=0, token=TOKEN) as service:
         assert ask(service, "/v1/clicks", lines(click("ann", 1), click("bob", 1)))[0] == 200
         assert ask(service, "/v1/forget", b'{"user_id": "ann"}', **BEARER)[0] == 200
-        assert ask(service, "/v1/erase", b'{"user_id": "ann"}', **BEARER)[:2] == (200, {"erased": 2})
+        assert ask(service, "/v1/erase", b'{"user_id": "ann"}', **BEARER)[:2] == (200, {"erased": 2, "set_aside": 0})
         assert ask(service, "/v1/clicks", lines(click("ann", 1)))[1]["first"] == 3
         assert ask(service, "/v1/retain", b'{"before": 3}', **BEARER)[:2] == (200, {"start": 3})
         assert ask(service, "/v1/retain", b'{"before": -1}', **BEARER)[0] == 400
     with ClickLog(tmp_path / "log", write=False) as log:
         assert [batch.user.tolist() for batch in log.read()] == [keys_of(["ann"]).tolist()]
+
+
+def test_erase_takes_the_lines_that_were_set_aside_too(tmp_path):
+    followed, folder = tmp_path / "clicks.jsonl", tmp_path / "log"
+    first, second = lines(click("ann", "no item")) + b"\n", lines(click("bob", "no item")) + b"\n"
+    followed.write_bytes(first + second)
+    with Ingest(folder, user_ids="string", item_ids="int64", port=0, token=TOKEN, tails=[followed]) as service:
+
+        def count():
+            return sum(path.read_bytes().count(b"\n") for path in folder.glob("tails/*.rejects"))
+
+        wait_until(lambda: count() == 2)
+        (rejects,) = folder.glob("tails/*.rejects")
+        (folder / "set-aside.jsonl").write_text(
+            json.dumps({"place": "clicks 1", "reason": "malformed", "base64": "YW5u"}) + "\n"  # ann
+        )
+        assert ask(service, "/v1/erase", b'{"user_id": "ann"}', **BEARER)[:2] == (200, {"erased": 0, "set_aside": 2})
+        assert (folder / "set-aside.jsonl").read_bytes() == b""
+        assert [json.loads(line)["byte"] for line in rejects.open()] == [len(first)]
+        with followed.open("ab") as file:  # the next one is set aside as before
+            file.write(b"no click\n")
+        wait_until(lambda: count() == 2)
 
 
 @pytest.mark.parametrize("path", ["/v1/forget", "/v1/erase", "/v1/retain"])
