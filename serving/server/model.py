@@ -141,6 +141,10 @@ class Model:
                 self._report(VersionStatus(version, "LOADING"))
                 self._publish(version, folder, stamp)
         except Exception as error:
+            if _stamp(folder) is None:
+                _log.info("model %s version %d was removed before it had loaded", self.config.name, version)
+                self._report(VersionStatus(version, "END"))
+                return False
             failure = error if isinstance(error, RequestError) else RequestError(f"{folder}: {error}", "INTERNAL")
             if not isinstance(error, NoRoom):  # room may come without a change on disk
                 self._failed[version] = stamp

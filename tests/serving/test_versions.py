@@ -189,6 +189,25 @@ def test_a_version_that_was_pruned_while_it_loaded_is_served_until_a_newer_one_i
     assert log == ["load 1", "load 2", "close 1", "load 4", "close 2", "load 6", "close 4"]
 
 
+def test_one_that_was_pruned_before_it_had_loaded_is_no_failure(tmp_path, caplog):
+    def load(path):
+        if path.name == "2":
+            shutil.rmtree(path)
+            raise NotFound("no such file")
+        return Note(path, [])
+
+    version(tmp_path / "m", 1)
+    models = Models([ModelConfig("m", tmp_path / "m")], load=load)
+    models.start()
+    version(tmp_path / "m", 2)
+    look(models)
+    assert current(models) == 1 and not caplog.records
+    assert models.statuses("m")[0].state == "END" and not models.statuses("m")[0].error_message
+    version(tmp_path / "m", 3)
+    look(models)
+    assert current(models) == 3
+
+
 def test_a_broken_version_is_reported_and_the_old_one_stays(models, tmp_path):
     broken = version(tmp_path / "m", 2, broken="")
     look(models)
