@@ -34,8 +34,13 @@ def tree(name: str) -> ast.Module:
     return ast.parse(modules()[name].read_text(encoding="utf-8"))
 
 
-def imports(name: str) -> Iterator[str]:
+@cache
+def imports(name: str) -> tuple[str, ...]:
     """Every dotted name that a module imports, inside functions too; relative ones made absolute."""
+    return tuple(found_imports(name))
+
+
+def found_imports(name: str) -> Iterator[str]:
     path = modules()[name]
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):

@@ -35,7 +35,7 @@ def test_outside_training_and_at_rate_0_the_input():
     np.testing.assert_array_equal(ByteDropout(0.0)(x, training=True), x)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_in_a_model_and_its_file(jit, tmp_path):
     model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(5), ByteDropout(0.3), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=jit)

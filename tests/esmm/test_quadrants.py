@@ -133,9 +133,20 @@ def columns(rows) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(e, n), n
 
 
-@settings(max_examples=25, deadline=None)  # five fits each; an order that matters shows in nearly every one
+@settings(max_examples=12, deadline=None)  # five fits each; an order that matters shows in nearly every one
 @given(counts)
 def test_fit_knows_no_order_no_copies_and_no_side(rows):
+    knows_no_order_no_copies_and_no_side(rows)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(counts)
+def test_many_fits_know_no_order_no_copies_and_no_side(rows):
+    knows_no_order_no_copies_and_no_side(rows)
+
+
+def knows_no_order_no_copies_and_no_side(rows):
     e, n = columns(rows)
     prior = BetaPrior.fit(e, n)
     same = [BetaPrior.fit(e[::-1], n[::-1]), BetaPrior.fit(np.tile(e, 3), np.tile(n, 3))]

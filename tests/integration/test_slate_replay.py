@@ -131,17 +131,22 @@ def test_what_was_served_is_what_is_read(world, request):
     log = whole(served)
     assert log.requests == REQUESTS and log.request_id.tolist() == [f"r/{r}" for r in range(REQUESTS)]
     assert log.user_id.min() >= LARGE
-    for r, name in enumerate(log.request_id):
-        rows, found = slice(log.offsets[r], log.offsets[r + 1]), served.shown[name]
-        assert log.item_id[log.item[rows]].tolist() == found.item_id.tolist()
-        np.testing.assert_array_equal(log.logged_score[rows].view(np.int32), found.score.view(np.int32))
-        np.testing.assert_array_equal(log.position[rows], found.position)
-        np.testing.assert_array_equal(log.parts["pctr"][rows], found.parts["pctr"])
-        known = log.parts["has_similarity"][rows] > 0
-        np.testing.assert_array_equal(known, ~np.isnan(found.parts["similarity"]))
-        np.testing.assert_array_equal(log.parts["similarity"][rows][known], found.parts["similarity"][known])
-        np.testing.assert_array_equal(log.position_propensity[rows], found.position_propensity)
-        np.testing.assert_array_equal(log.exposure_propensity[rows], found.exposure_propensity)
+    shown = [served.shown[name] for name in log.request_id]
+    np.testing.assert_array_equal(np.diff(log.offsets), [len(found.item_id) for found in shown])
+
+    def logged(of):
+        return np.concatenate([of(found) for found in shown])
+
+    assert log.item_id[log.item].tolist() == logged(lambda found: found.item_id).tolist()
+    score = logged(lambda found: found.score)
+    np.testing.assert_array_equal(log.logged_score.view(np.int32), score.view(np.int32))
+    np.testing.assert_array_equal(log.position, logged(lambda found: found.position))
+    np.testing.assert_array_equal(log.parts["pctr"], logged(lambda found: found.parts["pctr"]))
+    known, similarity = log.parts["has_similarity"] > 0, logged(lambda found: found.parts["similarity"])
+    np.testing.assert_array_equal(known, ~np.isnan(similarity))
+    np.testing.assert_array_equal(log.parts["similarity"][known], similarity[known])
+    np.testing.assert_array_equal(log.position_propensity, logged(lambda found: found.position_propensity))
+    np.testing.assert_array_equal(log.exposure_propensity, logged(lambda found: found.exposure_propensity))
     # and the replay's own way to the propensities, by another kernel
     at = log.position >= 0
     np.testing.assert_allclose(
@@ -196,11 +201,11 @@ def test_e3_tells_what_other_weights_and_the_policy_itself_would_earn(world, req
     found = sums.values(settings)
     for row, setting in enumerate(settings):
         score = setting @ sums.terms
-        truth = np.zeros(log.requests)
-        for r in range(log.requests):
-            rows = slice(log.offsets[r], log.offsets[r + 1])
-            best = np.argsort(-score[rows], kind="stable")[: log.slots[r]]
-            truth[r] = theta[: len(best)] @ worth[rows][best]
+        order, request = np.lexsort((-score, log.request_of_row)), log.request_of_row
+        place = np.arange(len(order)) - log.offsets[request]
+        shown = place < log.slots[request]  # the best of each request, equal ones in their order
+        looks = theta[place[shown]] * worth[order[shown]]
+        truth = np.bincount(request[shown], weights=looks, minlength=log.requests)
         away = found["clicks"][row] - truth
         assert abs(away.mean()) < 5.5 * away.std() / np.sqrt(log.requests)
         weight = found["weight"][row]  # 1 in expectation where everything could be seen

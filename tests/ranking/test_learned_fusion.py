@@ -127,6 +127,7 @@ def test_linear_truth_gives_nearly_linear_curves():
         assert curve[-1] - curve[0] == pytest.approx(0.9 * slope, abs=0.4)  # 5 standard errors
 
 
+@pytest.mark.slow
 def test_propensities_undo_what_the_policy_preferred():
     """A rate that the curves cannot fit: what is fitted is an average, and of whom e0 decides.
 

@@ -109,10 +109,10 @@ def test_it_ends_with_its_parent():
     assert not os.path.exists(f"/proc/{pid}")
 
 
-def test_rejected():
+def test_rejected(worker):
     with pytest.raises(UserError, match="should be entered"):
         ClusterWorker().embeddings(1, 1)
     with pytest.raises(UserError, match="should be positive"):
         ClusterWorker(deadline=0.0)
-    with ClusterWorker() as started, pytest.raises(UserError, match="`users` and `width` should be positive"):
-        started.embeddings(0, 3)
+    with pytest.raises(UserError, match="`users` and `width` should be positive"):
+        worker.embeddings(0, 3)

@@ -269,9 +269,23 @@ def slow(statistic, log, tick):
     return of
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(impression, min_size=1, max_size=25), st.integers(0, 25))
+any_log = given(st.lists(impression, min_size=1, max_size=25), st.integers(0, 25))
+
+
+@settings(max_examples=12, deadline=None)
+@any_log
 def test_against_plain_python(make_timeline, rows, tick):
+    is_as_in_plain_python(make_timeline, rows, tick)
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None)
+@any_log
+def test_many_logs_against_plain_python(make_timeline, rows, tick):
+    is_as_in_plain_python(make_timeline, rows, tick)
+
+
+def is_as_in_plain_python(make_timeline, rows, tick):
     log = [
         (t, u, i, *label, t + d if label[0] and d >= 0 else -1, t + e if label[1] and e >= 0 else -1, tab)
         for t, u, i, label, d, e, tab in rows

@@ -241,7 +241,14 @@ class LifeCycle(RuleBasedStateMachine):
         assert not self.base.exists() or list(self.base.glob(".tmp-*")) == []
 
 
-TestLifeCycle = LifeCycle.TestCase
-TestLifeCycle.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+class LongerLife(LifeCycle):
+    pass
+
+
+FEW = settings(
+    max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
+TestLifeCycle = LifeCycle.TestCase
+TestLifeCycle.settings = FEW
+TestLongerLife = pytest.mark.slow(LongerLife.TestCase)
+TestLongerLife.settings = settings(FEW, max_examples=60)

@@ -154,7 +154,7 @@ def of_standard(user: int, item: np.ndarray, *, shift: int = 0) -> dict[str, np.
             id="other features, tempered",
             marks=pytest.mark.slow,
         ),
-        {"lookalike": {"attention": "average"}},
+        pytest.param({"lookalike": {"attention": "average"}}, marks=pytest.mark.slow),
         pytest.param({"sharing": "hard"}, marks=pytest.mark.slow),
         pytest.param({"sharing": "hierarchical"}, marks=pytest.mark.slow),
         pytest.param({"sharing": "shared_private", "experts": 2}, marks=pytest.mark.slow),

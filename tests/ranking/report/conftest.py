@@ -14,6 +14,13 @@ from ranking.replay.study import Entry, LogSummary, Study
 from ranking.replay.support import Support
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser takes more than all the other tests of the pages."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless chromium for the whole session, or a skip that says why."""
