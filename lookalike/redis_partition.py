@@ -1,5 +1,6 @@
 """A shared store after a start: its partition belongs to one click log, and is brought up to the end of that."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from lookalike.seeds_redis import RedisSeedStore
 from lookalike.snapshots import SnapshotError, catch_up
 
 __all__ = ["open_partition"]
+
+_logger = logging.getLogger("lookalike.snapshots")
 
 
 def open_partition(
@@ -46,7 +49,8 @@ def open_partition(
         if not accept_loss:
             raise SnapshotError(
                 f"{log.folder} begins at offset {log.start}, and {store} is at {offset}: the events between are gone. "
-                "Bring a backup of the server back, or accept the loss (accept_loss=True)."
+                "Bring a backup of the server back, or accept the loss (--accept-loss; in Python accept_loss=True)."
             )
+        _logger.warning("%s: events %d to %d are gone, and passed over", log.folder, offset, log.start)
         store.skip(log.start)
     catch_up(shared, log, progress=progress)

@@ -205,8 +205,9 @@ def open_store(
             raise SnapshotError(
                 f"{log.folder} begins at offset {log.start} and the newest good snapshot in {snapshots.folder} ends at "
                 f"{store.offset}: the events between are gone. Bring a later snapshot back, or accept the loss "
-                "(accept_loss=True)."
+                "(--accept-loss; in Python accept_loss=True)."
             )
+        _logger.warning("%s: events %d to %d are gone, and passed over", log.folder, store.offset, log.start)
         store.skip(log.start)
     store.log = number
     catch_up(store, log, progress=progress)

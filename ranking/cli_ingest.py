@@ -123,6 +123,9 @@ def seeds(
         int | None, typer.Option(help="Bytes for all seeds, 16 each, the same for all; else no limit.", min=16)
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="To the log's end as it is now.")] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on without clicks that the log no longer holds, nor the server.")
+    ] = False,
 ) -> None:
     """Brings the clicks of a log into a seed store on Redis or Valkey that several machines share.
 
@@ -142,7 +145,7 @@ def seeds(
     screen = Console(stderr=True)
     try:
         with ClickLog(log, write=False) as opened:
-            store = open_shared(redis, opened, partition=partition, byte_budget=byte_budget)
+            store = open_shared(redis, opened, partition=partition, byte_budget=byte_budget, accept_loss=accept_loss)
             screen.print(f"{store}: at offset {store.offset} of {log}.", highlight=False, soft_wrap=True, markup=False)
             if not once:
                 follow(store, opened, threading.Event())

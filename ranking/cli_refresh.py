@@ -50,6 +50,9 @@ def refresh(
         bool, typer.Option("--backfill", help="First append the dataset's seed events to the log.")
     ] = False,
     name: Annotated[str, typer.Option(help="The model's name.")] = "seedrank",
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on without clicks that the log no longer holds, nor a snapshot.")
+    ] = False,
     min_seeds: Annotated[
         int | None, typer.Option(help="Items with fewer have no similarity; else 100, or the run's if that is more.")
     ] = None,
@@ -109,11 +112,14 @@ def refresh(
             opened = stack.enter_context(_log(log, loaded, data, write=backfill, bars=bars))
             store: Any
             if redis is None:
-                store, snapshots = _store(opened, byte_budget, bars, stack)
+                store, snapshots = _store(opened, byte_budget, accept_loss, bars, stack)
             else:
                 from ranking.ingest_seeds import open_shared
 
-                store, snapshots = open_shared(redis, opened, partition=partition, byte_budget=byte_budget), None
+                snapshots = None
+                store = open_shared(
+                    redis, opened, partition=partition, byte_budget=byte_budget, accept_loss=accept_loss
+                )
         from ranking.refresh import Refresher
 
         refresher = Refresher(
@@ -265,7 +271,7 @@ def _log(folder: Path, run: "Run", data: Path | None, *, write: bool, bars: Bars
 
 
 def _store(
-    log: "ClickLog", byte_budget: int | None, bars: Bars, stack: contextlib.ExitStack
+    log: "ClickLog", byte_budget: int | None, accept_loss: bool, bars: Bars, stack: contextlib.ExitStack
 ) -> "tuple[SeedStore, Snapshots]":
     from lookalike.snapshots import SnapshotError, Snapshots, open_store
 
@@ -273,7 +279,11 @@ def _store(
     try:
         stack.enter_context(snapshots.held())  # as long as the store is in use
         store = open_store(
-            log, snapshots, byte_budget=byte_budget, progress=lambda done, total: bars("clicks replayed", done, total)
+            log,
+            snapshots,
+            byte_budget=byte_budget,
+            accept_loss=accept_loss,
+            progress=lambda done, total: bars("clicks replayed", done, total),
         )
     except (SnapshotError, RuntimeError) as error:
         raise UserError(str(error)) from None

@@ -34,6 +34,9 @@ def up(
     min_seeds: Annotated[
         int | None, typer.Option(help="Items with fewer have no similarity; else 100, or the run's if that is more.")
     ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on without clicks that the log no longer holds, nor a snapshot.")
+    ] = False,
     tail: Annotated[
         list[Path] | None, typer.Option(help="A growing file of clicks (seedrank ingest); may be given again.")
     ] = None,
@@ -83,6 +86,8 @@ def up(
         raise UserError("`--min-seeds` should not be given with `--replay`, which takes the run's own.")
     ingest_options = [word for path in tail or () for word in ("--tail", str(path))]
     ingest_options += ["--token-file", str(token_file)] if token_file else []
+    refresh_options = ["--accept-loss"] if accept_loss else []
+    refresh_options += [] if min_seeds is None else ["--min-seeds", str(min_seeds)]
     plan = Plan(
         run=run,
         models=models,
@@ -96,7 +101,7 @@ def up(
         rest_port=rest_port,
         grpc_port=grpc_port,
         ingest_options=ingest_options,
-        refresh_options=[] if min_seeds is None else ["--min-seeds", str(min_seeds)],
+        refresh_options=refresh_options,
         speed=speed if replay else None,
     )
     console = Console(stderr=True)

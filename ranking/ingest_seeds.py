@@ -25,6 +25,7 @@ def open_shared(
     *,
     partition: str = "0",
     byte_budget: int | None = None,
+    accept_loss: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> RedisSeedStore:
     """The store, with all that the log holds. It answers for itself: no copies are given while the server is away.
@@ -34,6 +35,8 @@ def open_shared(
         log: ClickLog.
         partition: str. The log's name in the store. Defaults to `"0"`.
         byte_budget: int, optional. As of `RedisSeedStore`, the same for all who use the store. Defaults to no limit.
+        accept_loss: bool. Whether to go on without events that neither the server nor the log holds. Defaults to
+            `False`.
         progress: callable, optional. Called with the events applied so far and all to apply.
 
     Raises:
@@ -41,7 +44,7 @@ def open_shared(
     """
     try:
         store = RedisSeedStore(url, partition=partition, byte_budget=byte_budget, copy_bytes=0)
-        open_partition(store, log, progress=progress)
+        open_partition(store, log, accept_loss=accept_loss, progress=progress)
     except (ImportError, RuntimeError, ValueError) as error:
         raise UserError(f"--redis: {error}") from None
     return store

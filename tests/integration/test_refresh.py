@@ -251,6 +251,21 @@ def test_once_tells_what_it_did(tiny, place, cli):
     assert said.code == 0 and f"version {place.live().name}" in said.out and "seconds: publish" in said.out
 
 
+def test_a_loss_is_refused_until_it_is_accepted(tiny, place, cli, caplog):
+    """No snapshot, and a log that begins later than the store would: the dataset's seeds come back, no others."""
+    shutil.rmtree(place.log / "seeds")
+    with ClickLog(place.log, segment_bytes=1) as log:
+        for user in tiny.run.state.user_ids[:3]:
+            log.append([int(user)], [int(tiny.run.state.item_ids[3])], [now() - 1000])
+        log.retain(log.end - 1)
+        start, end = log.start, log.end
+    assert 0 < start == end - 1
+    cli(*place.words("--once")).mistake(f"begins at offset {start}", "ends at 0", "accept the loss (--accept-loss;")
+    said = cli(*place.words("--backfill", "--once", "--accept-loss", "--json"))
+    assert said.code == 0 and f"events 0 to {start} are gone, and passed over" in caplog.text
+    assert json.loads(said.out)["version"] == place.live().name and list(place.log.glob("seeds/*.snapshot"))
+
+
 def test_a_worker_that_dies_leaves_what_is_served_and_the_next_refresh_catches_up(tiny, place, client, refresher):
     """Killed at every call: the item's centroids stay, its waiting is told, the tables' other parts go on."""
     item, user = int(tiny.run.state.item_ids[3]), int(tiny.run.state.user_ids[0])

@@ -44,6 +44,19 @@ def test_two_logs_into_one_store(tmp_path, server):
     assert store.seeds([7, 8])[1].tolist() == [2, 1, 3] and store.counts.accepted == 4
 
 
+def test_a_log_that_was_cut_behind_the_store_is_refused_and_the_loss_can_be_accepted(tmp_path, server):
+    words = ("--log", tmp_path / "clicks", "--redis", server.url(), "--once")
+    with ClickLog(tmp_path / "clicks", segment_bytes=1) as log:
+        for user in range(4):
+            log.append([user], [7], [T])
+        log.retain(3)
+        with pytest.raises(UserError, match="begins at offset 3, and .* is at 0: .*accept the loss .--accept-loss;"):
+            seeds(*words)
+        assert "at offset 4" in seeds(*words, "--accept-loss")
+        assert "at offset 4" in seeds(*words)  # once is enough
+    assert RedisSeedStore(server.url()).counts.accepted == 1
+
+
 def test_it_follows_the_log_while_the_server_comes_and_goes(tmp_path, server, caplog):
     stop = threading.Event()
     with ClickLog(tmp_path / "clicks") as log:

@@ -3,7 +3,10 @@
 import socket
 
 import pytest
+from typer.testing import CliRunner
 
+import ranking.up
+from ranking.cli import app
 from ranking.errors import UserError
 from ranking.up import Plan
 
@@ -62,6 +65,15 @@ def test_a_replay_asks_for_new_folders(folders, name):
     with pytest.raises(UserError, match=f"`--{name}` should be a new folder for a replay. Received: .*{name}"):
         Plan(**folders, speed=1000.0)
     Plan(**folders)
+
+
+def test_the_refresh_gets_its_options(folders, monkeypatch):
+    plans = []
+    monkeypatch.setattr(ranking.up, "run_up", lambda plan, screen: plans.append(plan))
+    words = ["up", *(word for name, folder in folders.items() for word in (f"--{name}", str(folder)))]
+    for more in ([], ["--accept-loss"], ["--min-seeds", "9", "--accept-loss"]):
+        CliRunner().invoke(app, [*words, *more])
+        assert sorted(plans[-1].refresh_options) == sorted(more)
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("inf"), float("nan")])
