@@ -7,10 +7,10 @@ from typing import Any
 
 from serving.errors import ServingError
 
-__all__ = ["WATERMARK", "check_age", "table_age", "watermark_of"]
+__all__ = ["FIRST_TIME", "WATERMARK", "check_age", "table_age", "watermark_of"]
 
 WATERMARK = "seed_watermark"  # among a version's facts, and of its outputs
-FIRST_TIME = 10**12  # milliseconds, in 2001: a watermark below it counts something else than time
+FIRST_TIME = 10**12  # milliseconds, in 2001: a watermark or a version below it counts something else
 
 
 def table_age(watermark: Any) -> float | None:

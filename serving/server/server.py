@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from serving.age import WATERMARK, check_age, table_age
+from serving.age import FIRST_TIME, WATERMARK, check_age, table_age
 from serving.errors import ServingError
 from serving.server.admission import Admission
 from serving.server.health import Health, too_old
@@ -27,7 +27,6 @@ _log = logging.getLogger("serving")
 DRAIN_SECONDS = 30.0  # for the requests that are there at a stop
 HEALTH_SECONDS = 1.0  # between two looks at the age of the tables
 GRACE_SECONDS = 5.0  # for the last bytes of their answers
-FIRST_TIME = 10**12  # milliseconds: a version above it is a time after 2001, one below a count
 
 
 class Server:
