@@ -125,6 +125,7 @@ def test_over_prediction_of_conversions_is_of_the_planted_size():
     assert 1.2 < pcoc(conversion[clicked], sigmoid(logits[1][clicked])) < 1.5  # odds 1.5 times
 
 
+@pytest.mark.slow
 def test_a_map_fitted_on_clicks_would_be_biased():
     # Likely buyers click more than the click model knows. Right on clicked rows is then too low over all impressions.
     rows = planted(150_000, 3, hidden=0.4, base=-2.8)

@@ -73,6 +73,7 @@ def test_tune_says_what_it_found(log, tuned, cli, tmp_path):
     assert len(again["looks"]) == 2 == len(Study.load(out).looks)  # tuning again is another look
 
 
+@pytest.mark.slow
 def test_keep_production_is_an_answer_not_an_error(log, cli, tmp_path):
     answer = cli("replay", "tune", log, "--guardrail", "clicks>=0%", "--guardrail", "value>=0%", "--out",
                  tmp_path / "study.json", *FEW)  # fmt: skip
@@ -83,6 +84,7 @@ def test_keep_production_is_an_answer_not_an_error(log, cli, tmp_path):
     assert cli("replay", "report", tmp_path / "study.json").code == 0
 
 
+@pytest.mark.slow
 def test_stated_examination_has_a_banner(log, cli, tmp_path):
     answer = cli("replay", "tune", log, "--examination", "stated", "--out", tmp_path / "study.json", *FEW)
     assert answer.code == 0 and "Examination as stated by the log" in answer.out

@@ -141,7 +141,7 @@ def test_a_dead_writers_lock_delays_and_does_not_stop(application, server, monke
 
 
 def test_offset_and_counts_are_of_one_moment_for_who_looks_on(application):
-    name, events = next(names), some_events(3, 4000)
+    name, events = next(names), some_events(3, 2000)
     writer = threading.Thread(target=write, args=(application, name, "0", events, 1000, 13))
     writer.start()
     looker = RedisSeedStore(application, name=name, latest=1000)
@@ -151,7 +151,7 @@ def test_offset_and_counts_are_of_one_moment_for_who_looks_on(application):
             "offset 0", 0
         )
     writer.join()
-    assert looker.counts.accepted == looker.offset == 4000
+    assert looker.counts.accepted == looker.offset == 2000
 
 
 def test_writers_with_other_settings_are_refused(application):
