@@ -5,7 +5,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,20 +105,32 @@ def refresh(
     seconds = _seconds(every)
     quiet()
     console = Console(stderr=True)
+    taken_in = 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stopping())
         with Bars(console) as bars:
+
+            def replayed(done: int, total: int) -> None:
+                nonlocal taken_in
+                taken_in = done
+                bars("clicks replayed", done, total)
+
             loaded = _load(run, bars)
             opened = stack.enter_context(_log(log, loaded, data, write=backfill, bars=bars))
             store: Any
             if redis is None:
-                store, snapshots = _store(opened, byte_budget, accept_loss, bars, stack)
+                store, snapshots = _store(opened, byte_budget, accept_loss, replayed, stack)
             else:
                 from ranking.ingest_seeds import open_shared
 
                 snapshots = None
                 store = open_shared(
-                    redis, opened, partition=partition, byte_budget=byte_budget, accept_loss=accept_loss
+                    redis,
+                    opened,
+                    partition=partition,
+                    byte_budget=byte_budget,
+                    accept_loss=accept_loss,
+                    progress=replayed,
                 )
         from ranking.refresh import Refresher
 
@@ -134,6 +146,7 @@ def refresh(
             every=seconds,
             cohort=cohort,
             max_cohort_share=max_cohort_share,
+            taken_in=taken_in,
         )
         saved = int(snapshots.paths()[0].stem) if snapshots and snapshots.paths() else 0  # the offset of the newest one
         stack.enter_context(refresher)
@@ -271,20 +284,18 @@ def _log(folder: Path, run: "Run", data: Path | None, *, write: bool, bars: Bars
 
 
 def _store(
-    log: "ClickLog", byte_budget: int | None, accept_loss: bool, bars: Bars, stack: contextlib.ExitStack
+    log: "ClickLog",
+    byte_budget: int | None,
+    accept_loss: bool,
+    progress: Callable[[int, int], None],
+    stack: contextlib.ExitStack,
 ) -> "tuple[SeedStore, Snapshots]":
     from lookalike.snapshots import SnapshotError, Snapshots, open_store
 
     snapshots = Snapshots(log.folder / "seeds")
     try:
         stack.enter_context(snapshots.held())  # as long as the store is in use
-        store = open_store(
-            log,
-            snapshots,
-            byte_budget=byte_budget,
-            accept_loss=accept_loss,
-            progress=lambda done, total: bars("clicks replayed", done, total),
-        )
+        store = open_store(log, snapshots, byte_budget=byte_budget, accept_loss=accept_loss, progress=progress)
     except (SnapshotError, RuntimeError) as error:
         raise UserError(str(error)) from None
     return store, snapshots

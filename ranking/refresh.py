@@ -64,6 +64,8 @@ class Refresher:
         cohort: str or `None`. A column of the users table: no users with one value of it weigh more than
             `max_cohort_share` of an item's seeds. Defaults to `None`: every user is his own cohort.
         max_cohort_share: float, in (0, 1]. Defaults to `0.1`.
+        taken_in: int. Events that the store took in when it was opened: the first refresh tells them too. Defaults to
+            `0`.
 
     Attributes:
         metrics: RefreshMetrics.
@@ -88,6 +90,7 @@ class Refresher:
         every: float = 300.0,
         cohort: str | None = None,
         max_cohort_share: float = 0.1,
+        taken_in: int = 0,
     ) -> None:
         lowest = run.schema.min_seeds
         min_seeds = max(PRODUCTION_SEEDS, lowest) if min_seeds is None else min_seeds
@@ -121,7 +124,7 @@ class Refresher:
         self._transformed: tuple[np.ndarray, np.ndarray] | None = None  # of which vectors, and who is usable
         self._cohorts: tuple[Any, Any, np.ndarray] | None = None
         self._checked = False
-        self._ahead = 0  # events that were taken in since the last refresh
+        self._ahead = taken_in  # events that were taken in since the last refresh
 
     def __enter__(self) -> "Refresher":
         with contextlib.ExitStack() as stack:

@@ -20,7 +20,8 @@ class Refreshed:
         tick: int, ms. Its watermark: events strictly before it are in the tables. Defaults to 0.
         version: int or `None`. What was published. Defaults to `None`.
         skipped: str. Why nothing was: `"pinned"`, `"stopped"`; empty where something was. Defaults to `""`.
-        events: int. Events of the log that it took in. Defaults to 0.
+        events: int. Events of the log that it took in; the first one also those since the store's snapshot. Defaults to
+            0.
         dirty: int. Items whose seeds changed. Defaults to 0.
         warm, cold: int. Items that were clustered from their old centroids, and from none. Default to 0.
         waiting: int. Items left over for the next refresh. Defaults to 0.

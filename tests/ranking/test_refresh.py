@@ -21,6 +21,7 @@ import ranking.refresh
 from lookalike.clicklog import FORGET, UNCLICK, ClickLog
 from lookalike.clustering import cluster
 from lookalike.seeds import SeedStore
+from lookalike.snapshots import catch_up
 from ranking.data.tables import Dataset
 from ranking.errors import UserError
 from ranking.exported.ranker import space_id
@@ -841,11 +842,18 @@ def test_running_it_skips_what_it_missed_and_stops_after_the_step_in_hand(place)
 
 def test_between_refreshes_clicks_become_seeds_and_the_next_one_counts_them(place):
     place.feed(TRAINED)
+    catch_up(place.store, place.log)  # as opening a store does
+    opened, done = place.store.offset, []
     stop, first, caught = threading.Event(), threading.Event(), 0
-    with place.refresher(every=3600.0) as refresher:
-        thread = threading.Thread(target=refresher.run, args=[stop, lambda _: first.set()])
+
+    def after(refreshed):
+        done.append(refreshed)
+        first.set()
+
+    with place.refresher(every=3600.0, taken_in=opened) as refresher:
+        thread = threading.Thread(target=refresher.run, args=[stop, after])
         thread.start()
-        assert first.wait(60)
+        assert first.wait(60) and done[0].events == opened > 0
         for number in range(3):
             place.append([2**53 + number], ["店-1"], [TRAINED + number])
             end = time.monotonic() + 30
