@@ -267,6 +267,21 @@ def test_a_loss_is_refused_until_it_is_accepted(tiny, place, cli, caplog):
     assert json.loads(said.out)["version"] == place.live().name and list(place.log.glob("seeds/*.snapshot"))
 
 
+def test_mistakes_are_one_line(tiny, text, place, cli, tmp_path):
+    live = place.live()
+    said = cli("refresh", "--run", text.path, "--models", place.models, "--log", tmp_path / "texts", "--once")
+    said.mistake("texts", "no click log")
+    other = ["refresh", "--run", text.path, "--models", place.models, "--data", text.data]
+    said = cli(*other, "--log", tmp_path / "texts", "--backfill", "--once")
+    said.mistake("embedding space", "never scored with users of another", "seedrank export")
+    cli(*place.words("--every", "soon")).mistake("--every", "soon")
+    cli(*place.words("--once", "--cohort", "hour")).mistake("should have the column 'hour'", "users.parquet")
+    cli(*place.words("--once", "--max-cohort-share", "2")).mistake("max_cohort_share", "(0, 1]")
+    (place.data / "items.parquet").write_bytes(b"half")
+    cli(*place.words("--once")).mistake("items.parquet", "cannot be read")
+    assert place.live() == live
+
+
 def test_a_worker_that_dies_leaves_what_is_served_and_the_next_refresh_catches_up(tiny, place, client, refresher):
     """Killed at every call: the item's centroids stay, its waiting is told, the tables' other parts go on."""
     item, user = int(tiny.run.state.item_ids[3]), int(tiny.run.state.user_ids[0])
@@ -306,6 +321,18 @@ def current(found, tick):
     return found if found["seed_watermark"][0] >= tick else None
 
 
+def test_a_refresh_that_is_killed_leaves_the_old_version_and_the_next_goes_on(tiny, place, kill_when, cli):
+    """SIGKILL while a new version is being built: nothing half-written is seen, no click is lost or counted twice."""
+    live = place.live()
+    place.click(tiny.run.state.user_ids.to_numpy()[:50], int(tiny.run.state.item_ids[3]))
+    words = [str(word) for word in place.words("--once", "--json")]
+    kill_when(["-c", f"from ranking.cli import main; import sys; sys.argv = {['seedrank', *words]!r}; main()"],
+              place.models / "seedrank", ".tmp-*/variables")  # fmt: skip
+    assert place.live() == live and list((place.models / "seedrank").glob(".tmp-*"))
+    done = json.loads(cli(*words).out)
+    assert done["events"] == 50 and done["dirty"] == 1 and not list((place.models / "seedrank").glob(".tmp-*"))
+
+
 # Vectors for a key-value store.
 
 
@@ -343,6 +370,14 @@ def test_vectors_of_a_store_score_as_the_users_themselves(tiny, place, client, c
         assert found["has_similarity"].any() and not found["known_user"].any()
     with pytest.raises(RequestError, match="embedding_space_id: the vector should be of the space of this model"):
         ask(client, (vectors[NEW_USER], space + 1), items, "rank_embedding")
+
+
+def test_users_export_tells_where_it_cannot_write(place, cli):
+    words = ("users", "export", "--run", place.run)
+    cli(*words).mistake("Nowhere to write", "--out", "--redis")
+    said = cli(*words, "--redis", "redis://app:hidden@127.0.0.1:1/0")
+    said.mistake("127.0.0.1:1/0")
+    assert "hidden" not in said.err
 
 
 # Accounts that were bought to move an item.
