@@ -22,7 +22,7 @@ def versions_with(models: Path, users: Sequence[Any]) -> tuple[list[str], list[s
     A version of ours whose table cannot be read may have them, and is named too. Folders of other models are not.
 
     Args:
-        models: Path. A folder of models.
+        models: Path. A folder of models, or one model's own folder.
         users: int or str each: under which ids the user may be known.
 
     Returns:
@@ -34,7 +34,7 @@ def versions_with(models: Path, users: Sequence[Any]) -> tuple[list[str], list[s
         int(fingerprints(tf.constant([user], tf.int64 if isinstance(user, int) else tf.string))[0]) for user in users
     ]
     found, unreadable = [], []
-    for base in sorted(path for path in models.iterdir() if path.is_dir()):
+    for base in [models] if version_folders(models) else sorted(path for path in models.iterdir() if path.is_dir()):
         for _, folder in sorted(version_folders(base).items()):
             try:
                 stored = tf.train.load_checkpoint(str(folder / "variables" / "variables"))

@@ -303,6 +303,7 @@ def test_versions_that_hold_the_user_are_named(text, tmp_path):
     assert any("prune" in note for note in found["notes"])
     after = export_run(load_run(path), models)
     assert versions_with(models, [user]) == ([str(before)], []) and traces(after, user) == []
+    assert versions_with(models / "seedrank", [user]) == ([str(before)], [])
     index = after / "variables" / "variables.index"
     index.write_bytes(index.read_bytes()[:-9])
     assert versions_with(models, [user]) == ([str(before), str(after)], [str(after)])
