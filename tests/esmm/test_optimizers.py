@@ -97,7 +97,7 @@ def test_in_fit_untouched_rows_stay_bit_identical(cls, start, jit):
     assert all((slot[~touched] == start).all() and (slot[touched] != start).any() for slot in slots)
 
 
-@pytest.mark.parametrize("cls", [RowAdam, RowAdagrad])
+@pytest.mark.parametrize("cls", [RowAdam, pytest.param(RowAdagrad, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("jit", JIT)
 def test_two_steps_saved_and_two_more_are_four_steps(cls, jit, tmp_path):
     ids = np.random.default_rng(0).integers(0, 8, (4, 16, 2)).astype(np.int32)

@@ -72,7 +72,7 @@ def test_shares_by_hand():
     assert found.numpy().tolist() == [[106.75, 50.75]]
 
 
-@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("wide", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "shape",
     [

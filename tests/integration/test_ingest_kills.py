@@ -119,6 +119,7 @@ def behind(port):
     return reply["tails"][0]["behind"]
 
 
+@pytest.mark.slow
 def test_the_command_teaches_and_ends_cleanly(tmp_path):
     """`seedrank ingest`: a new log needs its ids declared; SIGTERM ends it with exit code 0."""
     command = [sys.executable, "-c", "from ranking.cli import main; main()", "ingest", "--log", tmp_path / "log"]

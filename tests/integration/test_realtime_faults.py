@@ -432,6 +432,7 @@ def process_of(what: str, folder: Path, count: int) -> Iterator[subprocess.Popen
             process.kill()
 
 
+@pytest.mark.slow
 def test_processes_that_stand_still_lose_nothing_and_go_on(tmp_path):
     """A writer and a follower stopped at random moments, for as long as it takes: what others see meanwhile is whole.
 
@@ -536,6 +537,7 @@ def test_a_flooded_item_does_not_slow_the_others():
     assert slow < 5 * usual, (slow, usual)
 
 
+@pytest.mark.slow
 def test_a_million_new_items_stay_within_the_byte_budget(tmp_path):
     """One n for all: a hundred items with 5,000 seeds each shrink, the newcomers get their one seed each.
 

@@ -99,7 +99,7 @@ def test_a_damaged_header_is_searched_past(tmp_path):
     assert seen == [0, 1, 5] and [(d.byte, d.size, d.offset, d.lost) for d in damage] == [(97, 117, 2, 3)]
 
 
-@pytest.mark.parametrize("user_ids", ["int64", "string"])
+@pytest.mark.parametrize("user_ids", ["int64", pytest.param("string", marks=pytest.mark.slow)])
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path, user_ids):
     # Every byte of the segment, the format and the mark, one bit of each.
     end = small_log(tmp_path / "log", user_ids)

@@ -303,6 +303,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_that_was_acknowledged(tmp_path):
     moments = random.Random(0)
     least = 0

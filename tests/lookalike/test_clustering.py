@@ -42,7 +42,7 @@ def test_few_seeds_are_their_own_centroids():
 
 
 @pytest.mark.parametrize("k", [5, 20])
-@pytest.mark.parametrize("n", [200, 3000])
+@pytest.mark.parametrize("n", [200, pytest.param(3000, marks=pytest.mark.slow)])
 def test_inertia_is_close_to_scikit_learn(n, k):
     points, offsets = ragged([n] * 4, seed=n + k)
     ours = cluster(points, offsets, k, iterations=25).inertia

@@ -147,7 +147,8 @@ def test_a_user_with_nothing_has_one_defined_embedding():
     np.testing.assert_allclose(outputs[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("merge", ["attention", pytest.param("concat", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("merge", ["attention", "concat"])
 def test_learns_planted_tastes(merge):
     """Three groups read 20 items each: two thirds of the negatives can be told, a loss of log(1 + 10 / 3) = 1.47."""
     rng = np.random.default_rng(0)

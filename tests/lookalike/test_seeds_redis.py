@@ -108,6 +108,7 @@ def test_writers_of_several_partitions_and_two_of_one(application, monkeypatch, 
     assert balanced(store).accepted == sum(map(len, parts))  # partition 0 once, for all its two writers
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_loses_nothing_and_counts_nothing_twice(application, server):
     events, name = some_events(9, 3000), next(names)
     fork, generator = multiprocessing.get_context("fork"), random.Random(1)

@@ -102,6 +102,7 @@ def test_gradient_is_that_of_finite_differences():
         assert gradient[k] == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_recovers_an_order_that_no_weights_give():
     log, later = log_of(), log_of(seed=1)
     found = MonotoneFusion.fit(log, PLAIN, "clicks")

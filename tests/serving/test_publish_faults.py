@@ -98,6 +98,7 @@ for after in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_leaves_old_or_new_and_never_half(tmp_path):
     line = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

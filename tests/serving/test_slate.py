@@ -174,7 +174,7 @@ def test_reserved_places_when_a_pool_is_short(new, others, expected):
     assert shown.exposure_propensity.sum() == pytest.approx(sum(THETA[: min(size, 5)]))
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize("policy", [POLICIES[1], *(pytest.param(p, marks=pytest.mark.slow) for p in POLICIES[2:])])
 def test_draws_have_the_propensities_that_are_stated(policy):
     # Exact binomial tails, each of the 2 x 40 of them below 1e-6 / 80 in one right run of a million
     candidates = {

@@ -177,6 +177,7 @@ def test_align_finds_every_entry_of_a_true_subsequence(history):
     assert len(chosen) - unmatched >= inside
 
 
+@pytest.mark.slow
 def test_the_real_slice(tmp_path, kuairand_slice):
     report = import_kuairand(kuairand_slice, tmp_path / "out")
     assert (report.read, report.accepted) == (180_384, 180_022)

@@ -167,9 +167,8 @@ def test_one_user_and_every_shape(options):
     assert distance(tiny(**options)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "options", [{}, pytest.param({"dataset": OTHER}, marks=pytest.mark.slow, id="other features")], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, pytest.param({"dataset": OTHER}, id="other features")], ids=str)
 def test_rows_of_their_own_users(options):
     assert distance(tiny(**options) if options else standard(), rows=True) < 1e-5
 

@@ -157,6 +157,7 @@ def test_the_estimate_is_right(estimator, explored):
         assert (np.abs(found) < SURE).all(), (name, found)
 
 
+@pytest.mark.slow
 def test_e1_is_right_on_a_log_in_random_order_also_with_pools_of_two_sizes():
     made = make(80_000, 20_000, 1, kind="uniform", sizes=np.where(np.arange(80_000) % 2 > 0, 8, 3))
     for weights in (SUPPORTED, ANTI):  # such a log supports anything
@@ -192,7 +193,12 @@ def test_clipping_makes_low_estimates_by_at_most_the_weight_it_loses(explored):
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [((), True), (("propensities",), True), (("model",), True), (("propensities", "model"), False)],
+    [
+        pytest.param((), True, marks=pytest.mark.slow),
+        (("propensities",), True),
+        pytest.param(("model",), True, marks=pytest.mark.slow),
+        (("propensities", "model"), False),
+    ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )
 def test_e6_needs_one_of_propensities_and_model_to_be_right(wrong, right):

@@ -93,7 +93,14 @@ def test_clipped_is_the_share_of_the_weight_that_is_lost(world):
     assert Evaluator(world.log, world.production, replicates=50).evaluate([setting])[0].clipped == 0
 
 
-@pytest.mark.parametrize("estimator", [E3ExposureIPS(), E5SelfNormalised(), E2PositionRatio()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        E3ExposureIPS(),
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (E5SelfNormalised(), E2PositionRatio())),
+    ],
+    ids=repr,
+)
 def test_the_error_of_theta_is_in_the_intervals(world, estimator):
     # Against a simulation: theta drawn, the estimate made again. 100 draws tell a standard deviation to 7 %.
     covariance = np.diag([0, 0.08, 0.06, 0.05]) ** 2

@@ -99,6 +99,7 @@ def test_neither_the_order_of_requests_nor_requests_without_clicks_matter(seed, 
         np.testing.assert_allclose(found.covariance, wanted.covariance, rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_theta_is_found_without_bias_and_its_error_is_as_told():
     found = [estimate_examination(simulated(seed), minimum_clicks=10) for seed in range(250)]
     log_theta = np.log([each.theta[1:] for each in found])  # [logs, 3]: the scale on which it is about normal

@@ -143,6 +143,7 @@ def test_apply_writes_weights_that_load(study, tmp_path):
         study.apply(tmp_path / "weights.json", "nobody")
 
 
+@pytest.mark.slow
 def test_the_seed_decides(study, world, later):
     again = run(world, later, guardrails={"clicks": -0.1}, trials=300)
     assert again.trials == study.trials and again.shortlist == study.shortlist
@@ -244,6 +245,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_tuning_that_was_stopped_ends_as_without_the_stop(study, world, later, tmp_path, monkeypatch):
     path = tmp_path / "study.json.checkpoint"
     monkeypatch.setattr("ranking.replay.checkpoint._SECONDS", 0.0)
