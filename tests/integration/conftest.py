@@ -189,6 +189,16 @@ def tiny(simulated, tmp_path_factory) -> Trained:
 
 
 @pytest.fixture(scope="session")
+def exported(tiny, tmp_path_factory) -> Path:
+    """A models folder with the tiny run, to be copied."""
+    from ranking.export import export_run
+
+    folder = tmp_path_factory.mktemp("exported") / "models"
+    export_run(tiny.run, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def text(simulated, tmp_path_factory) -> Trained:
     """Text ids; trained from the command line, refitted on train + calibrate + tune."""
     folder = tmp_path_factory.mktemp("text")

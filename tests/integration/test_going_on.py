@@ -10,6 +10,8 @@ from ranking.run import load_run
 pytestmark = pytest.mark.slow
 
 COMMAND = ["-c", "from ranking.cli import main; main()"]
+# Two passes of the last stage: a kill comes between them.
+SHORT = ("--lookalike", "representation_epochs=1,epochs=1", "--esmm", "epochs=2")
 # One day more to learn from; the days that judge move on.
 LATER = {
     'train = ["2025-03-05", "2025-03-07"]': 'train = ["2025-03-05", "2025-03-08"]',
@@ -28,12 +30,12 @@ def arrays(path) -> list[np.ndarray]:
 def whole(simulated, tmp_path_factory, seedrank):
     """A run that nothing happened to."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert seedrank("train", "--data", simulated, "--out", out) == 0
+    assert seedrank("train", "--data", simulated, "--out", out, *SHORT) == 0
     return out
 
 
 def test_a_killed_training_ends_as_if_nothing_had_happened(simulated, whole, tmp_path, kill_when, cli):
-    line = ["train", "--data", str(simulated), "--out"]
+    line = ["train", "--data", str(simulated), *SHORT, "--out"]
     out = tmp_path / "work" / "run"
     checkpoint = tmp_path / "work" / "run.checkpoint"
     for moment in ("representation.json", "ESMM.npz"):  # the first stage is done; a pass of the last one is
@@ -75,7 +77,8 @@ def test_a_run_goes_on_with_later_days(tiny, rewritten, tmp_path, cli):
     assert json.loads(answer.out)["models"]["seedrank"]["click"]["auc"] > 0.5
 
 
-def test_going_on_is_refused_where_it_would_be_another_model(tiny, rewritten, tmp_path, cli):
+def test_going_on_is_refused_where_it_would_be_another_model(tiny, rewritten, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("ranking.run.load_run", lambda path: tiny.run)  # seconds a call; above it is really loaded
     out = tmp_path / "run"
     again = ("train", "--data", tiny.data, "--out", out, "--from", tiny.path)
     cli(*again).mistake("newer than what the run has learned from")
@@ -91,8 +94,9 @@ def test_going_on_is_refused_where_it_would_be_another_model(tiny, rewritten, tm
 def test_two_processes_learn_what_one_does(simulated, whole, tmp_path, cli):
     told = {"memory": load_run(whole).info}  # of more passes: its first one is the same
     assert all(np.isfinite(weight).all() for weight in arrays(whole))
+    short = (*SHORT, "--esmm", "epochs=1")
     for name, options in {"disk": ("--on-disk",), "workers": ("--workers", 2)}.items():
-        answer = cli("train", "--data", simulated, "--out", tmp_path / name, "--esmm", "epochs=1", "--json", *options)
+        answer = cli("train", "--data", simulated, "--out", tmp_path / name, *short, "--json", *options)
         assert answer.code == 0, answer.err
         told[name] = json.loads(answer.out)
         assert all(np.isfinite(weight).all() for weight in arrays(tmp_path / name))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import urllib.error
 import urllib.request
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ranking.export import MAX_CANDIDATES, ServedRanker, export_run
+from ranking.export import MAX_CANDIDATES, ServedRanker
 from ranking.exported.tables import table_arrays
 from ranking.fusion import fuse
 from ranking.rows import training_rows
@@ -37,10 +38,9 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def models(tiny, text, tmp_path_factory, seedrank):
+def models(exported, text, tmp_path_factory, seedrank):
     """Both runs as `seedrank export` publishes them."""
-    folder = tmp_path_factory.mktemp("models")
-    export_run(tiny.run, folder)
+    folder = shutil.copytree(exported, tmp_path_factory.mktemp("both") / "models")
     assert seedrank("export", "--run", text.path, "--models", folder, "--name", "text") == 0
     return folder
 
