@@ -175,7 +175,7 @@ def test_posterior_properties(rows, mean, strength, threshold):
     assert prior.above(threshold, e, n) + other == pytest.approx(np.ones(len(n)), abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(counts, st.integers(0, 2**31))
 def test_quadrants_do_not_depend_on_the_order(rows, seed):
     clicks, impressions = columns(rows)

@@ -70,7 +70,7 @@ def test_hierarchy_known_values():
     np.testing.assert_allclose(values(layer), [[[3.0]], [[1.0]], [[3.0]]], rtol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), st.integers(0, 1), st.integers(0, 1000))
 def test_a_mixture_lies_between_its_experts(x, private, seed):
     keras.utils.set_random_seed(seed)

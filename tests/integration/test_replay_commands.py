@@ -56,6 +56,7 @@ def test_check(log, cli, rewritten):
     assert broken.code == 2 and not json.loads(broken.out)["ok"]
 
 
+@pytest.mark.slow
 def test_tune_says_what_it_found(log, tuned, cli, tmp_path):
     study = Study.load(tuned)
     assert study.verdict.startswith("Recommend ") and study.pick and len(study.looks) == 1
@@ -91,6 +92,7 @@ def test_stated_examination_has_a_banner(log, cli, tmp_path):
     assert "Examination as stated" not in cli("replay", "whatif", log, "--weights", "pctr=.5").out
 
 
+@pytest.mark.slow
 def test_whatif_agrees_with_the_study_and_counts_its_looks(log, study, cli):
     found = Study.load(study)
     pick = found.entry("recommended")
@@ -116,6 +118,7 @@ def test_whatif_agrees_with_the_study_and_counts_its_looks(log, study, cli):
     assert two.code == 0 and "refused: " in two.out  # the unsupported one, with its reason
 
 
+@pytest.mark.slow
 def test_apply_writes_the_weights_and_tells_their_hash(study, cli, tmp_path):
     found = Study.load(study)
     answer = cli("replay", "apply", study, "--out", tmp_path / "weights.json")
@@ -126,12 +129,14 @@ def test_apply_writes_the_weights_and_tells_their_hash(study, cli, tmp_path):
         assert FusionWeights.load(tmp_path / "weights.json") == found.weights(name)
 
 
+@pytest.mark.slow
 def test_export_to_optuna(study, cli, tmp_path):
     answer = cli("replay", "export", study, "--storage", tmp_path / "trials.journal")
     assert answer.code == 0 and "optuna-dashboard" in answer.out and (tmp_path / "trials.journal").is_file()
     cli("replay", "export", study, "--storage", tmp_path / "trials.journal").mistake("exists already")
 
 
+@pytest.mark.slow
 def test_the_page_has_the_commands(log, study, cli):
     assert cli("replay", "report", study, "--data", log).code == 0
     page = study.with_suffix(".html").read_text()
@@ -195,6 +200,7 @@ def test_files_that_may_not_be_replaced_are_refused_first(log, cli, tmp_path):
     cli(*line).mistake("new.json.checkpoint", "of another tuning")
 
 
+@pytest.mark.slow
 def test_whatif_and_apply_refuse(study, simulated, cli, tmp_path):
     cli("replay", "whatif", study, "--weights", "similarity=2").mistake("bounds, -1 to 1", "similarity=2")
     cli("replay", "whatif", study, "--weights", "gmv=1").mistake("'gmv'")

@@ -374,6 +374,7 @@ def consume(url, name, folder):
         Pump(RedisStreamSource(url, stream=name, group="g", consumer="c", entries=3), log).run(threading.Event())
 
 
+@pytest.mark.slow
 def test_a_consumer_killed_at_any_moment_loses_nothing(server, tmp_path):
     stream = Redis(server)
     fork, generator = multiprocessing.get_context("fork"), random.Random(3)

@@ -90,6 +90,7 @@ def test_any_course_of_events(folder):
     run_state_machine_as_test(Machine, settings=settings(max_examples=40, stateful_step_count=15, deadline=None))
 
 
+@pytest.mark.slow
 def test_a_million_new_items_in_a_minute_within_the_budget():
     # 1,000 items of 200 seeds, then 1,000,000 of one: the budget of 1,150,000 seeds leaves 150 to each of the former.
     store = SeedStore(byte_budget=16 * 1_150_000)

@@ -113,7 +113,7 @@ def test_segments_by_hand():
 names = st.text(min_size=1, max_size=8).filter(lambda name: name.encode("utf-8", "ignore").decode() == name)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.dictionaries(names, st.floats(-2, 2, width=16).filter(bool), min_size=1, max_size=MAX_SEGMENTS))
 def test_every_segment_is_found_and_no_other(segments):
     weights = weights_of(segments={name: {"pcvr": value} for name, value in segments.items()})

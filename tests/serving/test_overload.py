@@ -160,6 +160,7 @@ def test_deadlines_and_cancels_in_the_queue_free_it(slow_model, small, go):
         assert first.result()
 
 
+@pytest.mark.slow
 def test_ten_times_too_much(slow_model, n, small):
     """Thirty callers where three have a place: what is served is as much as with three, the rest is refused."""
 

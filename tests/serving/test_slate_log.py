@@ -107,6 +107,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_writers_leave_whole_parts(tmp_path):
     writers = [
         subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), name], stdout=subprocess.PIPE) for name in "ab"

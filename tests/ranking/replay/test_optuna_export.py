@@ -14,7 +14,7 @@ def study(world, later) -> Study:
     return tune(world.log, later.log, production=world.production, trials=24, minimum_groups=500)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+@pytest.mark.parametrize("kind", [pytest.param("sqlite", marks=pytest.mark.slow), "journal"])
 def test_optuna_reads_every_trial_as_the_study_has_it(study, tmp_path, kind):
     path = tmp_path / "trials"
     told = []

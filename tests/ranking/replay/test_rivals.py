@@ -35,6 +35,7 @@ def exact_models(monkeypatch, world, later):
     monkeypatch.setattr(rivals, "_with_parts", with_parts)
 
 
+@pytest.mark.slow
 def test_learned_rival_is_the_fusion_learned_on_the_tune_window(world, later):
     found, why = learned_rival(world.log, later.log, world.production, "conversions")
     assert why == "" and found.name == "learned fusion" and "conversions" in found.description

@@ -94,6 +94,7 @@ def test_the_rule_of_the_pick_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_labels_that_mean_nothing_mean_keep_production(world, later):
     def shuffled(log, seed):
         rng = np.random.default_rng(seed)
@@ -149,6 +150,7 @@ def test_the_seed_decides(study, world, later):
     assert again.trials == study.trials and again.shortlist == study.shortlist
 
 
+@pytest.mark.slow
 def test_no_guardrails_and_another_objective(study_few):
     assert study_few.objective == "clicks" and study_few.guardrails == {}
     assert "knee" in {role for entry in study_few.shortlist for role in entry.roles}
