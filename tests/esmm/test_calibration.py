@@ -79,7 +79,7 @@ def test_maps_keep_the_order(data):
     np.testing.assert_allclose(in_graph, mapped, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["platt", "piecewise"])
+@pytest.mark.parametrize("method", ["platt", pytest.param("piecewise", marks=pytest.mark.slow)])
 def test_planted_faults_are_undone(method):
     *logits, click, conversion, final = planted(100_000, 0)
     found = Calibration.fit(*logits, click, conversion, final, method=method)

@@ -44,6 +44,7 @@ def study(tuned, tmp_path):
     return shutil.copy(tuned, tmp_path / "study.json")
 
 
+@pytest.mark.slow
 def test_check(log, cli, rewritten):
     answer = cli("replay", "check", log)
     assert answer.code == 0 and "fit for a replay" in answer.out
