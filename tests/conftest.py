@@ -2,7 +2,9 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -26,3 +28,14 @@ def kuairand_slice() -> Path:
     if not SLICE.is_dir():
         pytest.skip("the KuaiRand slice is not beside the project (../shared/data/kuairand_pure_slice)")
     return SLICE
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Any]:
+    """A real Redis or Valkey of one test, which may stop it; skips where there is none."""
+    from tests.lookalike.redis_server import Server, needed
+
+    needed()
+    server = Server(tmp_path)
+    yield server
+    server.stop()

@@ -27,7 +27,7 @@ def start_grpc(
     admission: Admission,
     metrics: Metrics | None = None,
     services: Iterable[Callable[[Any], None]] = (),
-) -> tuple[Any, int]:
+) -> tuple[Any, int, Any]:
     """Starts the gRPC server.
 
     A call has a thread from its first byte on, waiting included, and there are as many threads as `admission` lets in
@@ -41,7 +41,7 @@ def start_grpc(
         services: iterable of callable. Services beside, each added by a call with the `grpc.Server`. Defaults to none.
 
     Returns:
-        The `grpc.Server` and its port.
+        The `grpc.Server`, its port, and the `Guard` of its calls, to be stopped after it.
 
     Raises:
         ServingError: the port is in use.
@@ -57,10 +57,11 @@ def start_grpc(
         ("grpc.so_reuseport", 0),
     ]
     calls = admission.limit + admission.queue + BESIDE
+    guard = Guard(admission, [f"/{SERVICE}/Predict"])
     server = grpc.server(
         ThreadPoolExecutor(calls, thread_name_prefix="serving-grpc"),
         options=options,
-        interceptors=[Guard(admission, [f"/{SERVICE}/Predict"])],
+        interceptors=[guard],
         maximum_concurrent_rpcs=calls,
     )
     prediction = _PredictionService(models, admission, metrics)
@@ -72,9 +73,10 @@ def start_grpc(
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
+        guard.stop()
         raise ServingError(f"port {port_text} is in use: gRPC can not listen on {address}.") from error
     server.start()
-    return server, port
+    return server, port, guard
 
 
 class _PredictionService:

@@ -95,6 +95,7 @@ class Server:
         self._admission: Admission | None = None
         self._rest: Any = None
         self._grpc: Any = None
+        self._guard: Any = None
         self._config_poller: threading.Thread | None = None
         self.metrics = Metrics()
         self.rest_port = rest_port
@@ -137,7 +138,7 @@ class Server:
         _add_counts(self.metrics, self._admission)
         host = f"[{self._host}]" if ":" in self._host else self._host
         services = (ModelService(models, self.metrics).add_to, self._health.add_to)
-        self._grpc, self.grpc_port = start_grpc(
+        self._grpc, self.grpc_port, self._guard = start_grpc(
             models, f"{host}:{self.grpc_port}", self._admission, metrics=self.metrics, services=services
         )
         try:
@@ -181,6 +182,7 @@ class Server:
             self._config_poller.join()
         if self._grpc is not None:
             self._grpc.stop(grace=GRACE_SECONDS).wait()
+            self._guard.stop()
         if self._rest is not None:
             self._rest.stop()
         if self._admission is not None:

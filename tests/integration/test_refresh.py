@@ -30,8 +30,6 @@ from serving.errors import RequestError
 from serving.publish import version_content, versions
 from serving.rest import RankClient
 from serving.server import Server
-from tests.lookalike.redis_server import Server as Redis
-from tests.lookalike.redis_server import needed
 
 pytestmark = pytest.mark.slow
 
@@ -334,14 +332,6 @@ def test_a_refresh_that_is_killed_leaves_the_old_version_and_the_next_goes_on(ti
 
 
 # Vectors for a key-value store.
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    needed()
-    server = Redis(tmp_path)
-    yield server
-    server.stop()
 
 
 def test_vectors_of_a_store_score_as_the_users_themselves(tiny, place, client, cli, redis_server, tmp_path):

@@ -43,15 +43,6 @@ def application(server):
     return server.url(*allow(server.admin(), **{"~{seeds}:*": "~{test-*}:*"}))
 
 
-@pytest.fixture
-def own(tmp_path):
-    """A server for one test, which may stop it."""
-    needed()
-    made = Server(tmp_path)
-    yield made
-    made.stop()
-
-
 class TestContract(SeedStoreContract):
     @pytest.fixture
     def make_store(self, application):
@@ -334,13 +325,13 @@ def test_tls(tmp_path):
 # Faults.
 
 
-def test_server_down_and_back(own):
-    store = RedisSeedStore(own.url(), deadline=1.0)
+def test_server_down_and_back(redis_server):
+    store = RedisSeedStore(redis_server.url(), deadline=1.0)
     feed(store, [*clicks((1, 7, 0), (2, 7, 1), (3, 8, 2)), (3, 9, NOW, UNCLICK)])
     before = listed(store, [7, 8]), store.items().tolist(), store.counts, store.mark()
     counts = store.seed_counts([7, 8, 9]).tolist()
     assert not store.stale and store.age == 0
-    own.stop()
+    redis_server.stop()
     with pytest.raises(StoreUnavailable, match="no connection"):
         store.apply(batch(4, clicks((4, 7, 3))))
     assert (listed(store, [8, 7]), store.items().tolist(), store.counts, store.mark()) == (
@@ -357,7 +348,7 @@ def test_server_down_and_back(own):
     for work in (lambda: store.changed_since(0), lambda: store.offset):  # never of a copy
         with pytest.raises(StoreUnavailable):
             work()
-    own.start()
+    redis_server.start()
     wait_until_back(store)
     feed(store, clicks((4, 7, 3)))
     assert listed(store, [7]) == {7: [(4, 3), (2, 1), (1, 0)]} and not store.stale
@@ -377,11 +368,11 @@ def wait_until_back(store, seconds=30):
     raise AssertionError("the store is not back")
 
 
-def test_server_that_stands_still(own):
-    store = RedisSeedStore(own.url(), deadline=0.3)
+def test_server_that_stands_still(redis_server):
+    store = RedisSeedStore(redis_server.url(), deadline=0.3)
     feed(store, clicks((1, 7, 0)))
     before = listed(store, [7])
-    with own.frozen():
+    with redis_server.frozen():
         with pytest.raises(StoreUnavailable, match="no answer within 0.3 s"):
             store.apply(batch(1, clicks((2, 7, 1))))
         assert listed(store, [7]) == before and store.stale
@@ -390,8 +381,8 @@ def test_server_that_stands_still(own):
     assert at_last(lambda: store.offset) == 3 and at_last(lambda: balanced(store)).accepted == 3
 
 
-def test_server_killed_at_any_moment_and_started_again(own):
-    store = RedisSeedStore(own.url(), latest=50, deadline=2.0)
+def test_server_killed_at_any_moment_and_started_again(redis_server):
+    store = RedisSeedStore(redis_server.url(), latest=50, deadline=2.0)
     store._link._rest, store._link._retries = 0.01, 0
     events, generator = some_events(6, 40_000), random.Random(2)
     failures, stop = [], threading.Event()
@@ -409,9 +400,9 @@ def test_server_killed_at_any_moment_and_started_again(own):
     kills = 0
     while writer.is_alive() and kills < 5:
         time.sleep(generator.uniform(0.05, 0.3))
-        own.kill()
+        redis_server.kill()
         kills += 1
-        own.start()
+        redis_server.start()
     stop.set()
     writer.join(60)
     assert not writer.is_alive() and failures and kills == 5
@@ -478,22 +469,22 @@ def test_a_way_that_stalls(server):
         proxy.close()
 
 
-def test_lost_data_show_as_a_gap_and_come_back_from_the_log(own):
-    store = RedisSeedStore(own.url())
+def test_lost_data_show_as_a_gap_and_come_back_from_the_log(redis_server):
+    store = RedisSeedStore(redis_server.url())
     events = some_events(4, 100)
     feed(store, events, (30,))
     before = listed(store, range(4))
-    own.admin().flushall()
+    redis_server.admin().flushall()
     with pytest.raises(ValueError, match="should start at 0 or below. Received: offset=100"):
         store.apply(batch(100, clicks((1, 7, 0))))
     feed(store, events, (30,))
     assert listed(store, range(4)) == before
 
 
-def test_a_full_server_refuses_and_takes_nothing_by_halves(own):
-    store = RedisSeedStore(own.url())
+def test_a_full_server_refuses_and_takes_nothing_by_halves(redis_server):
+    store = RedisSeedStore(redis_server.url())
     feed(store, clicks((1, 7, 0)))
-    admin = own.admin()
+    admin = redis_server.admin()
     admin.config_set("maxmemory", 1)
     with pytest.raises(StoreUnavailable, match="refused"):
         store.apply(batch(1, clicks(*((user, 7, 1) for user in range(2, 100)))))

@@ -4,23 +4,14 @@ import pytest
 
 from lookalike.redis_partition import open_partition
 from lookalike.seeds_redis import RedisSeedStore, StoreUnavailable
-from tests.lookalike.redis_server import Server, needed
 from tests.ranking.test_refresh import DAY, TRAINED, Place, data, expected, run, same  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def server(tmp_path):
-    needed()
-    made = Server(tmp_path)
-    yield made
-    made.stop()
-
-
-def test_what_is_published_is_what_the_store_in_memory_gives(tmp_path, run, monkeypatch, server):  # noqa: F811
+def test_what_is_published_is_what_the_store_in_memory_gives(tmp_path, run, monkeypatch, redis_server):  # noqa: F811
     found = []
-    for number, store in enumerate((None, RedisSeedStore(server.url(), copy_bytes=0))):
+    for number, store in enumerate((None, RedisSeedStore(redis_server.url(), copy_bytes=0))):
         place = Place(tmp_path / str(number), run, monkeypatch)
         place.feed(TRAINED)
         if store is not None:
@@ -36,19 +27,19 @@ def test_what_is_published_is_what_the_store_in_memory_gives(tmp_path, run, monk
         same(shared, expected(run, tick), centroids=False)
 
 
-def test_while_the_server_is_away_the_last_version_stays(tmp_path, run, monkeypatch, server):  # noqa: F811
+def test_while_the_server_is_away_the_last_version_stays(tmp_path, run, monkeypatch, redis_server):  # noqa: F811
     place = Place(tmp_path / "place", run, monkeypatch)
     place.feed(TRAINED)
-    place.store = RedisSeedStore(server.url(), copy_bytes=0)
+    place.store = RedisSeedStore(redis_server.url(), copy_bytes=0)
     place.store._link._rest = 0.01
     with place.refresher() as refresher:
         refresher.once(TRAINED)
         place.feed(TRAINED + DAY)
-        server.kill()
+        redis_server.kill()
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 refresher.once(TRAINED + DAY)
         assert len(place.published) == 1 and refresher.metrics.as_dict()["failures_total"] == {"log": 2}
-        server.start()
+        redis_server.start()
         refresher.once(TRAINED + DAY)
     same(place.published[-1], expected(run, TRAINED + DAY), centroids=False)

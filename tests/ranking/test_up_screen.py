@@ -4,6 +4,7 @@ import io
 import json
 import re
 import time
+from types import SimpleNamespace
 
 from rich.console import Console
 
@@ -56,7 +57,7 @@ def told(clicks, fine):
 def watch(monkeypatch, *readings):
     """A watch of processes that tell these texts, one reading every two seconds."""
     clock = iter([100.0 + 2 * number for number in range(len(readings))])
-    monkeypatch.setattr(up_status.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(up_status, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     left = [{name: reading for name, reading in texts.items()} for texts in readings]
     urls = {"ingest": "i", "refresh": "r", "server": "s"}
 
@@ -156,7 +157,7 @@ def test_the_screen_says_who_runs_and_what_is_served():
 
 def test_where_there_is_no_terminal_it_is_a_line_now_and_then(monkeypatch):
     clock = iter([0.0, *(float(second) for second in range(100) for _ in range(2))])
-    monkeypatch.setattr(up_screen.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(up_screen, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     out = io.StringIO()
     with Screen(Console(file=out, width=80)) as screen:
         screen.say("ingest", "[bold]words[/] of a child")

@@ -144,6 +144,13 @@ def test_a_stop_answers_what_runs_and_refuses_what_is_new(counting, monkeypatch)
         assert [int(value) for value in answers] == [4_000]
 
 
+def test_a_stop_leaves_no_thread(halves):
+    before = set(threading.enumerate())
+    with Server(halves, rest_port=0, grpc_port=0, hard_table_age=3600.0) as server:
+        assert answer(server, "other") == 3.0
+    until(lambda: not [thread.name for thread in set(threading.enumerate()) - before if "serving" in thread.name])
+
+
 def test_metrics_of_a_server(halves):
     with Server(halves, rest_port=0, grpc_port=0) as server:
         answer(server)
