@@ -68,6 +68,7 @@ def send(port, users, acknowledged):
         link.close()
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_is_there_after_sigkill(starter):
     folder, start = starter
     generator = random.Random(0)

@@ -24,6 +24,8 @@ from lookalike.redis_link import StoreUnavailable
 from lookalike.seeds import SeedStore
 from tests.lookalike.redis_server import Fake, Server, allow, needed
 
+pytestmark = pytest.mark.slow  # a real server, and waits
+
 NOW = 1_760_000_000_000
 numbers = itertools.count()
 

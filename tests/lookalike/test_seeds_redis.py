@@ -26,6 +26,8 @@ from lookalike.snapshots import SnapshotError
 from tests.lookalike.redis_server import BINARY, Fake, Proxy, Server, allow, needed
 from tests.lookalike.seed_store_contract import NOW, SeedStoreContract, balanced, batch, clicks, expected, feed, listed
 
+pytestmark = pytest.mark.slow  # a real server, and waits
+
 names = (f"test-{number}" for number in itertools.count())
 
 

@@ -78,6 +78,7 @@ def test_an_ingest_follows_a_stream(server, tmp_path):
         assert "seedrank_ingest_stream_failing 0" in ingest.metrics.text()
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_away_is_told_and_comes_back(server, tmp_path):
     url = f"{server.url()}?stream=later"
     metrics = IngestMetrics()

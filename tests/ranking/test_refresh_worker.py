@@ -83,6 +83,7 @@ def test_killed_in_the_middle_of_a_call(worker):
     assert failed.value.reason == "died"
 
 
+@pytest.mark.slow
 def test_hung_it_is_killed_at_the_deadline(worker, monkeypatch):
     worker.cluster(np.arange(20), np.array([0, 20]), 2, iterations=2)
     old = worker.pid

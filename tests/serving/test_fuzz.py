@@ -209,6 +209,7 @@ def test_ten_thousand_protobufs(models):
     fuzz_protobufs(models, MANY)
 
 
+@pytest.mark.slow
 def test_both_over_a_socket(conformance_models):
     import grpc
 

@@ -87,6 +87,7 @@ def test_over_the_size_limit(channel):
     assert peak() - before < 4 * MAX_REQUEST_BYTES + SLACK
 
 
+@pytest.mark.slow
 def test_bomb(server):
     import grpc
 

@@ -166,6 +166,7 @@ def test_other_errors_are_raised_at_once(flaky, code, kind):
     assert len(script.requests) == 1
 
 
+@pytest.mark.slow
 def test_the_deadline_is_that_of_all_attempts(flaky, monkeypatch):
     script, connect = flaky
     monkeypatch.setattr(client_module.random, "uniform", lambda low, high: 0.2)

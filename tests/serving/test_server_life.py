@@ -107,6 +107,7 @@ def counting(tmp_path):
     return tmp_path / "count"
 
 
+@pytest.mark.slow
 def test_a_stop_answers_what_runs_and_refuses_what_is_new(counting, monkeypatch):
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
