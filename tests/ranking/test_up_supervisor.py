@@ -46,6 +46,13 @@ def look_until(supervisor, done, seconds=30.0):
     return done()
 
 
+def written(path, until):
+    """What a process wrote to a file; a file is there before its content is."""
+    while not (path.exists() and path.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return path.read_text()
+
+
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(up_supervisor, "FIRST_PAUSE", 0.05)
@@ -162,15 +169,11 @@ with Supervisor([Task("child", ("-c", code, "child", {str(tmp_path)!r}), lambda:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     until = time.monotonic() + 30
-    while not ((tmp_path / "child").exists() and (tmp_path / "child").read_text()) and time.monotonic() < until:
-        time.sleep(0.02)
-    pid, group = map(int, (tmp_path / "child").read_text().split())
+    pid, group = map(int, written(tmp_path / "child", until).split())
     assert group == pid != os.getpgid(parent.pid)  # Ctrl-C goes to the parent's group: the parent says who ends when
     parent.kill()
     parent.wait()
-    while not (tmp_path / "ended").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert (tmp_path / "ended").read_text() == "child "
+    assert written(tmp_path / "ended", until) == "child "
 
 
 def test_names_are_unique():
