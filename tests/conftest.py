@@ -11,6 +11,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
+from hypothesis import settings
+
+# A run tries what the last one tried, and a machine that stands still for a moment is no fault.
+settings.register_profile("seedrank", derandomize=True, deadline=None)
+settings.load_profile("seedrank")
 
 
 def pytest_collection_finish() -> None:

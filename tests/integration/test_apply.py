@@ -52,6 +52,11 @@ def wait_for(client, version):
     raise AssertionError(f"version {version} was never live")
 
 
+@pytest.fixture(autouse=True)
+def ordinary_loads(monkeypatch):
+    monkeypatch.setattr("serving.server.runtime.LOAD_NICENESS", 0)  # beside other processes one would never come about
+
+
 @pytest.mark.parametrize("form", ["product", "sum", "rank"])
 def test_what_is_served_is_fuse_before_and_after(tiny, tmp_path, form):
     """The hash of the weights file, of the manifest and of the server are one; the parts stay what they were."""

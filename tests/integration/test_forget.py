@@ -280,7 +280,7 @@ forget(sys.argv[1], data=sys.argv[2], runs=[sys.argv[3]])
 """
 
 
-@pytest.mark.parametrize("pattern", [".tmp-*-data/users.parquet", ".tmp-*-run/state.npz"])
+@pytest.mark.parametrize("pattern", [".tmp-*-data/behaviors.parquet", ".tmp-*-run/state.npz"])
 def test_a_kill_leaves_old_or_new(text, tmp_path, kill_when, pattern):
     data, path = copied(text, tmp_path)
     user = victim(text, 4)

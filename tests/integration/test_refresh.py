@@ -143,7 +143,7 @@ class Following:
 
     def metrics(self):
         line = until(lambda: next((line for line in self.told if "/metrics" in line), None))
-        return read(line.split("metrics on ")[1].split(". Ctrl-C")[0])
+        return read(line.split("metrics on ")[1].split(". Ctrl-C")[0], timeout=60)
 
 
 # What a user does.
@@ -182,7 +182,7 @@ def test_clicks_items_and_users_come_in_with_a_refresh_and_are_answered(tiny, pl
         wanted = expected(tiny.run, exact, who, NEW_ITEM)
         np.testing.assert_allclose([answer[name][-1] for name in SCORES], wanted, rtol=1e-5, atol=1e-5)
     # How old it is, is told by the server and by the refresher.
-    page = read(f"http://127.0.0.1:{client.port}/monitoring/prometheus/metrics")
+    page = read(f"http://127.0.0.1:{client.port}/monitoring/prometheus/metrics", timeout=60)
     assert total(page, "seedrank_seed_watermark", version=str(done.version)) == done.tick
     told = refresher.metrics.as_dict()
     assert (

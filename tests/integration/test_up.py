@@ -25,7 +25,8 @@ class Up:
         self._told: queue.Queue = queue.Queue()
         self.words: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=lambda: self.words.extend(process.stderr), daemon=True).start()
+        self._listener = threading.Thread(target=lambda: self.words.extend(process.stderr), daemon=True)
+        self._listener.start()
 
     def _read(self):
         for line in self.process.stdout:
@@ -43,11 +44,17 @@ class Up:
 
     def ready(self):
         return self.until(
-            lambda told: told["version"] and {part["state"] for part in told["processes"].values()} == {"ready"}
+            lambda told: (
+                told["version"]
+                and told["seeds"] is not None
+                and {part["state"] for part in told["processes"].values()} == {"ready"}
+            )
         )
 
     def ended(self, seconds=300.0):
-        return self.process.wait(seconds)
+        status = self.process.wait(seconds)
+        self._listener.join(30)
+        return status
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_clicks_become_seeds_and_a_similarity_that_is_served(up, tiny):
     running = up()
     told = running.ready()
     where = told["where"]
-    with RankClient(where["ranking"].partition("/v1")[0]) as client:
+    with RankClient(where["ranking"].partition("/v1")[0], timeout=60) as client:
         before = client.rank(users[0], [item], context={"tab": "home"})
         assert not before["has_similarity"][0]
 
@@ -114,7 +121,8 @@ def test_clicks_become_seeds_and_a_similarity_that_is_served(up, tiny):
         answer = post(where, [{"user_id": user, "item_id": item, "time": moment} for user in users])
         assert answer["accepted"] == few
         running.until(lambda now: now["seeds"] is not None and now["seeds"] >= told["seeds"] + 1)
-        running.until(lambda now: now["watermark"] is not None and now["watermark"] > moment)
+        taken = int(time.time() * 1000)  # the store has them: every tick from now on does
+        running.until(lambda now: now["watermark"] is not None and now["watermark"] > taken)
         after = client.rank(users[0], [item], context={"tab": "home"})
     assert after["has_similarity"][0]
     assert int(after["seed_watermark"][0]) > moment

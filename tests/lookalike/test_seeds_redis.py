@@ -53,7 +53,7 @@ class TestContract(SeedStoreContract):
         def make(**settings):
             for store in made:
                 store.close()
-            made.append(RedisSeedStore(application, name=next(names), **settings))
+            made.append(RedisSeedStore(application, name=next(names), **{"deadline": 60.0, **settings}))
             return made[-1]
 
         yield make

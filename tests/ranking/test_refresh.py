@@ -885,7 +885,7 @@ def test_metrics_are_served(place):
         refresher.once(TRAINED)
         text = lambda: refresher.metrics.text() + seed_metrics(place.store)  # noqa: E731
         with serve_metrics(text, "127.0.0.1", 0) as port:
-            found = read(f"http://127.0.0.1:{port}/metrics")
+            found = read(f"http://127.0.0.1:{port}/metrics", timeout=60)
             assert read(f"http://127.0.0.1:{port}/other") is None
     counts = {name: total(found, f"seedrank_seeds_{name}_total") for name in
               ("accepted", "applied", "late", "invalid", "duplicate")}  # fmt: skip

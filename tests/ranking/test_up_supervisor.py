@@ -25,15 +25,17 @@ def drain(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, drain)
 end_with_parent()
-open(f"{folder}/{name}", "a").write(f"{os.getpid()} {os.getpgid(0)} ")
 print("working", flush=True)
+with open(f"{folder}/{name}", "a") as file:
+    file.write(f"{os.getpid()} {os.getpgid(0)} ")
 while True:
     time.sleep(0.05)
 """
 
 
 def task(name, folder, code=DRAINS, **settings):
-    ready = settings.pop("ready", (Path(folder) / name).exists)
+    path = Path(folder) / name  # of one that drains it is there before its content is
+    ready = settings.pop("ready", lambda: path.exists() and (code != DRAINS or path.stat().st_size > 0))
     return Task(name, ("-c", code, name, str(folder)), ready, **settings)
 
 
@@ -121,8 +123,11 @@ def test_a_child_starts_after_the_one_it_needs_has_worked(tmp_path):
 
 
 def test_status_2_of_a_child_that_worked_is_a_death_like_any_other(tmp_path):
-    code = "import sys, time; open(f'{sys.argv[2]}/{sys.argv[1]}', 'w'); time.sleep(0.5); sys.exit(2)"
+    code = "import os, sys, time; open(f'{sys.argv[2]}/{sys.argv[1]}', 'w')\n"
+    code += "while not os.path.exists(f'{sys.argv[2]}/go'): time.sleep(0.02)\nsys.exit(2)"
     with Supervisor([task("late", tmp_path, code)]) as supervisor:
+        assert look_until(supervisor, supervisor.all_ready)
+        (tmp_path / "go").touch()
         assert look_until(supervisor, lambda: supervisor.children["late"].restarts == 1)
 
 
