@@ -103,7 +103,7 @@ def test_writers_of_several_partitions_and_two_of_one(application, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_writer_killed_at_any_moment_loses_nothing_and_counts_nothing_twice(application, server):
-    events, name = some_events(9, 3000), next(names)
+    events, name = some_events(9, 6000), next(names)
     fork, generator = multiprocessing.get_context("fork"), random.Random(1)
     killed = 0
     for _ in range(200):
@@ -328,7 +328,7 @@ def test_tls(tmp_path):
 
 
 def test_server_down_and_back(redis_server):
-    store = RedisSeedStore(redis_server.url(), deadline=1.0)
+    store = RedisSeedStore(redis_server.url(), deadline=10.0)
     feed(store, [*clicks((1, 7, 0), (2, 7, 1), (3, 8, 2)), (3, 9, NOW, UNCLICK)])
     before = listed(store, [7, 8]), store.items().tolist(), store.counts, store.mark()
     counts = store.seed_counts([7, 8, 9]).tolist()
@@ -371,11 +371,11 @@ def wait_until_back(store, seconds=30):
 
 
 def test_server_that_stands_still(redis_server):
-    store = RedisSeedStore(redis_server.url(), deadline=0.3)
+    store = RedisSeedStore(redis_server.url(), deadline=3.0)
     feed(store, clicks((1, 7, 0)))
     before = listed(store, [7])
     with redis_server.frozen():
-        with pytest.raises(StoreUnavailable, match="no answer within 0.3 s"):
+        with pytest.raises(StoreUnavailable, match="no answer within 3 s"):
             store.apply(batch(1, clicks((2, 7, 1))))
         assert listed(store, [7]) == before and store.stale
     wait_until_back(store)
@@ -384,7 +384,7 @@ def test_server_that_stands_still(redis_server):
 
 
 def test_server_killed_at_any_moment_and_started_again(redis_server):
-    store = RedisSeedStore(redis_server.url(), latest=50, deadline=2.0)
+    store = RedisSeedStore(redis_server.url(), latest=50, deadline=10.0)
     store._link._rest, store._link._retries = 0.01, 0
     events, generator = some_events(6, 40_000), random.Random(2)
     failures, stop = [], threading.Event()
@@ -456,11 +456,11 @@ def test_connections_cut_at_any_byte_lose_nothing_and_count_nothing_twice(server
 def test_a_way_that_stalls(server):
     proxy = Proxy(server)
     try:
-        store = RedisSeedStore(proxy.url, name=next(names), deadline=0.3)
+        store = RedisSeedStore(proxy.url, name=next(names), deadline=3.0)
         feed(store, clicks((1, 7, 0)))
         before = listed(store, [7])
         proxy.passing.clear()
-        with pytest.raises(StoreUnavailable, match="no answer within 0.3 s"):
+        with pytest.raises(StoreUnavailable, match="no answer within 3 s"):
             store.apply(batch(1, clicks((2, 7, 1))))
         assert listed(store, [7]) == before and store.stale
         proxy.passing.set()

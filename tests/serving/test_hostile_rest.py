@@ -25,7 +25,6 @@ SLACK = 200 << 20  # of memory beyond what a request may take: allocators, the s
 def server(conformance_models):
     patch = pytest.MonkeyPatch()
     patch.setattr(rest, "IDLE_SECONDS", 0.5)
-    patch.setattr(body, "BODY_SECONDS", 0.5)
     with Server(conformance_models, rest_port=0, grpc_port=0, poll_seconds=3600) as server:
         yield server
     patch.undo()
@@ -140,7 +139,8 @@ def test_body_over_the_limit(server):
     assert predict(server, GOOD + b" " * (MAX_REQUEST_BYTES - len(GOOD)))[0] == 200
 
 
-def test_length_claimed_but_not_sent(server):
+def test_length_claimed_but_not_sent(server, monkeypatch):
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.5)
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: h\r\nContent-Length: ".encode()
     assert send(server, head + b"1099511627776\r\n\r\n" + GOOD)[0] == 413
     assert send(server, head + b"1000\r\n\r\n" + GOOD)[0] == 408
@@ -178,7 +178,8 @@ def test_endless_chunks(server):
     assert send(server, head + b"xyz\r\n")[0] == 400
 
 
-def test_slow_body(server):
+def test_slow_body(server, monkeypatch):
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.5)
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n".encode()
     with connect(server) as link:
         link.sendall(head)
@@ -321,6 +322,7 @@ def test_metrics_do_not_grow_with_names(server):
     def lines():
         return send(server, b"GET /monitoring/prometheus/metrics HTTP/1.1\r\nHost: h\r\n\r\n")[1].decode()
 
+    predict(server, GOOD)
     assert ':tensorflow:serving:request_count{model_name="half",status="OK"}' in lines()
     before = len(lines().splitlines())
     for number in range(50):

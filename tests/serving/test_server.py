@@ -63,8 +63,10 @@ def test_hot_swap_loses_no_request(tmp_path, save_half):
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        with RestClient(f"http://127.0.0.1:{server.rest_port}", "half") as client:
+        with RestClient(f"http://127.0.0.1:{server.rest_port}", "half", timeout=60) as client:
             for version in ("2", "3"):
+                while float(version) - 1 not in answers:
+                    threading.Event().wait(0.02)
                 (tmp_path / "staged" / version).rename(models / version)
                 while client.status()[0] != {
                     "version": int(version),
@@ -73,7 +75,8 @@ def test_hot_swap_loses_no_request(tmp_path, save_half):
                     "error_message": "",
                 }:
                     threading.Event().wait(0.02)
-            threading.Event().wait(0.1)
+            while 3.0 not in answers:
+                threading.Event().wait(0.02)
             (models / "4").mkdir()
             while len(client.status()) < 4 or client.status()[0]["state"] != "END":
                 threading.Event().wait(0.02)
@@ -128,20 +131,20 @@ def test_version_too_large_for_a_number(server):
 
 def test_int64_ids_are_exact(server):
     ids = [9007199254740993, -(2**63), 2**63 - 1]
-    with RestClient(f"http://127.0.0.1:{server.rest_port}", "id_int64") as client:
+    with RestClient(f"http://127.0.0.1:{server.rest_port}", "id_int64", timeout=60) as client:
         assert client.predict({"x": ids}) == {"y": ids}
 
 
 def test_strings_survive(server):
     words = ['"quoted"', "a/b\\c", "喜欢", "", "\u0001"]
-    with RestClient(f"http://127.0.0.1:{server.rest_port}", "id_string") as client:
+    with RestClient(f"http://127.0.0.1:{server.rest_port}", "id_string", timeout=60) as client:
         assert client.predict({"x": words}) == {"y": words}
-    with RestClient(f"http://127.0.0.1:{server.rest_port}", "id_bytes") as client:
+    with RestClient(f"http://127.0.0.1:{server.rest_port}", "id_bytes", timeout=60) as client:
         assert client.predict({"x": [b"\xff\x00", "text"]}) == {"y_bytes": [b"\xff\x00", b"text"]}
 
 
 def test_shape_and_dtype_errors_are_the_callers(server):
-    with RestClient(f"http://127.0.0.1:{server.rest_port}", "two_in") as client:
+    with RestClient(f"http://127.0.0.1:{server.rest_port}", "two_in", timeout=60) as client:
         with pytest.raises(InvalidArgument, match="[Ii]ncompatible shapes"):
             client.predict({"a": [[1.0, 2.0]] * 3, "b": [1.0, 2.0]})
         with pytest.raises(InvalidArgument, match="not of expected type: float"):
@@ -238,8 +241,8 @@ def test_metadata_over_both_wires(server):
     from serving.rpc import RankClient as GrpcClient
 
     with (
-        RestClient(f"http://127.0.0.1:{server.rest_port}", "half_tf2") as rest,
-        GrpcClient(f"127.0.0.1:{server.grpc_port}", "half_tf2") as rpc,
+        RestClient(f"http://127.0.0.1:{server.rest_port}", "half_tf2", timeout=60) as rest,
+        GrpcClient(f"127.0.0.1:{server.grpc_port}", "half_tf2", timeout=60) as rpc,
     ):
         assert rest.metadata() == rpc.metadata()
         assert rest.metadata()["model_spec"] == {"name": "half_tf2", "signature_name": "", "version": "123"}

@@ -136,6 +136,7 @@ def test_a_stop_answers_what_runs_and_refuses_what_is_new(counting, monkeypatch)
             stopping.start()
             seen.append(next(watching).status)
             assert not answers  # told before the last answer is there
+            until(lambda: server._admission._draining)
             with GrpcClient(address, "count", retries=0, timeout=20) as client, pytest.raises(Unavailable):
                 client.predict({"n": 1}, signature="serving_default")
             go.set()

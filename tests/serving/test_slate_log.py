@@ -77,9 +77,14 @@ def test_threads_and_rotation(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("part-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        log.add(shown, user_id="u", request_id="last")  # so that there is a second part
     requests, candidates = table(tmp_path, "requests"), table(tmp_path, "candidates")
-    assert sorted(requests["request_id"].to_pylist()) == sorted(f"{name}/{n}" for name in "abcd" for n in range(200))
-    assert candidates.num_rows == 2400 and log.dropped == 0
+    wanted = ["last", *(f"{name}/{number}" for name in "abcd" for number in range(200))]
+    assert sorted(requests["request_id"].to_pylist()) == sorted(wanted)
+    assert candidates.num_rows == 2403 and log.dropped == 0
     assert len(list(tmp_path.glob("part-*"))) > 1 and not list(tmp_path.glob(".tmp-*"))
 
 
@@ -148,7 +153,7 @@ def test_a_full_disk_holds_up_nobody_and_loses_nothing_below_the_limit(tmp_path,
     deadline = time.monotonic() + 60
     while log.error is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert isinstance(log.error, OSError) and not list(tmp_path.iterdir())
+    assert isinstance(log.error, OSError) and not list(tmp_path.glob("part-*"))
     monkeypatch.setattr(pa.parquet, "write_table", write)
     log.close()
     assert table(tmp_path, "requests")["request_id"].to_pylist() == list("01234") and log.error is None

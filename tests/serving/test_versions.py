@@ -184,8 +184,8 @@ def test_a_version_that_was_pruned_while_it_loaded_is_served_until_a_newer_one_i
     for _ in range(3):
         look(models)
         served.append(current(models))
+        until(lambda: f"close {served[-1] - 2 or 1}" in log)  # versions end in threads of their own
     assert served == [2, 4, 6]
-    until(lambda: log[-1] == "close 4")
     assert log == ["load 1", "load 2", "close 1", "load 4", "close 2", "load 6", "close 4"]
 
 
@@ -347,6 +347,7 @@ def test_a_version_with_a_manifest_is_loaded_at_once_when_all_its_files_are_ther
         "DATA_LOSS",
     ) and "should have the SHA-256" in newest.error_message
     (path / "data").write_text("123")
+    os.utime(path / "data", ns=(1, 1))  # many systems have one time for all of 4 ms
     models.poll()
     assert current(models) == 2
 
