@@ -179,9 +179,8 @@ def test_the_deadline_is_that_of_all_attempts(flaky, monkeypatch):
         assert len(script.requests) == 2
     if isinstance(client, GrpcClient):
         (_, first), (_, second) = script.requests
-        assert (
-            second < first - 0.1
-        )  # the server is told what is left: not 4 s an attempt (longer ones gRPC tells in whole seconds)
+        # The server is told what is left: not 4 s an attempt. (gRPC rounds longer ones up to whole seconds.)
+        assert second < first - 0.1
 
 
 def test_no_pause_beyond_the_deadline(flaky, monkeypatch):
