@@ -48,8 +48,8 @@ class BetaPrior:
     def fit(cls, events: Any, trials: Any) -> "BetaPrior":
         """The prior under which the counts of all items are most likely (beta-binomial, maximum likelihood).
 
-        The search starts from the moments. Where the items differ no more than chance makes them, `strength` ends at
-        its upper bound, 1e6.
+        The search starts from the moments, and from either side of them: there may be two tops. Where the items differ
+        no more than chance makes them, `strength` ends at its upper bound, 1e6.
 
         Args:
             events: int array `[items]`. Of each item.
@@ -87,10 +87,16 @@ class BetaPrior:
             gradient = np.array([a * (b / s) * (by_a - by_b), a * by_a + b * by_b])
             return -float(weight @ value) / weight.sum(), -gradient / weight.sum()
 
-        start = [special.logit(mean), np.log(strength)]
-        bounds = [(None, None), (np.log(_LEAST), np.log(_MOST))]
+        # The likelihood may have two tops, one of them where items do not differ: the search starts on either side too.
+        pooled = special.logit(weight @ e / (weight @ n))
+        starts = [(special.logit(mean), np.log(strength)), (pooled, 0.0), (pooled, np.log(_MOST))]
+        bounds = [(-30.0, 30.0), (np.log(_LEAST), np.log(_MOST))]
         options = {"ftol": 1e-13, "gtol": 1e-9}
-        found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        ends = [
+            optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            for start in starts
+        ]
+        found = min(ends, key=lambda end: end.fun).x
         # Towards the upper bound the loss falls by less than it is rounded: the search may stop anywhere on the way.
         bound = np.array([found[0], bounds[1][1]])
         if loss(bound)[0] <= loss(found)[0]:

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,21 @@ class _Library:
         raise AttributeError(name)
 
 
-@functools.cache
+_LOADING = threading.Lock()  # of two at once the second would take the first one's silence for the terminal
+
+
 def library() -> _Library:
-    """Loads the C API, once.
+    """Loads the C API, once, whichever thread asks first.
 
     Raises:
         ServingError: TensorFlow is not installed, or its library does not load.
     """
+    with _LOADING:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> _Library:
     found = importlib.util.find_spec("tensorflow")
     folders = found.submodule_search_locations if found is not None else None
     if not folders:

@@ -170,6 +170,7 @@ def test_longer_funnel_recovers_conditional_rates():
 def test_every_sharing_starts_at_the_base_rates_and_round_trips(sharing, steps, tmp_path):
     shape = Architecture(sharing, embedding_dim=4, towers=(16, 8), dropout=0.2, experts=2)
     rates = (0.05, 0.2, 0.5)[: len(steps)]
+    keras.utils.set_random_seed(0)
     model = build_esmm(FEATURES, shape, base_rates=rates, steps=steps)
     # with numbers of 0 there are only the embeddings, within .05: the biases decide
     ids = {name: value * (value.dtype == np.int32) for name, value in inputs_of(300).items()}

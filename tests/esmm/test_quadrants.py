@@ -133,6 +133,19 @@ def columns(rows) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(e, n), n
 
 
+@pytest.mark.parametrize(
+    "rows", [[(16, 289), (7, 1), (0, 17)], [(32, 376), (0, 21), (0, 21)], [(0, 27), (37, 199), (37, 199)]]
+)
+def test_fit_finds_the_higher_of_two_tops(rows):
+    """One where the items differ and one where they do not; the moments lie on the wrong side, on one of them."""
+    for e, n in (columns(rows), columns(3 * rows)):
+        mean, strength = np.meshgrid(np.linspace(0.01, 0.99, 99), np.geomspace(0.02, 1e6, 120))
+        grid = (
+            stats.betabinom(n, (mean * strength)[..., None], ((1 - mean) * strength)[..., None]).logpmf(e).sum(axis=-1)
+        )
+        assert likelihood(BetaPrior.fit(e, n), e, n) >= grid.max()
+
+
 @settings(max_examples=12, deadline=None)  # five fits each; an order that matters shows in nearly every one
 @given(counts)
 def test_fit_knows_no_order_no_copies_and_no_side(rows):

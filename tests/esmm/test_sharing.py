@@ -83,8 +83,8 @@ def test_a_mixture_lies_between_its_experts(x, private, seed):
 
 def reached(layer, task):
     """Names of the sub-layers whose weights get a gradient from one task's output."""
-    layer = built(layer)
     keras.utils.set_random_seed(0)
+    layer = built(layer)
     x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(x)[task] ** 2)

@@ -80,8 +80,10 @@ def stages_1_and_2(timeline: Timeline) -> list[np.ndarray]:
     return [np.asarray(weight) for weight in (*representation.get_weights(), *lookalike.get_weights())]
 
 
-def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+def equal(one: list[np.ndarray], other: list[np.ndarray], atol: float) -> bool:
+    """But for the last digits: the kernel that a row of a batch is computed by depends on its place, and on the CPU."""
+    pairs = zip(one, other, strict=True)
+    return len(one) == len(other) and all(a.shape == b.shape and np.allclose(a, b, rtol=0, atol=atol) for a, b in pairs)
 
 
 def late_clicks(end: int):
@@ -135,7 +137,7 @@ def test_the_first_stages_see_the_lookalike_window_only(tiny, rewritten):
     before = stages_1_and_2(Timeline(Dataset(data)))
     changed = Timeline(Dataset(rewritten(data, another_future(end, generator), name="later")))
     assert changed.user_ids[0] == 1 and changed.item_ids[0] == -200
-    assert equal(before, stages_1_and_2(changed))
+    assert equal(before, stages_1_and_2(changed), atol=1e-5)
     # The same edit from an hour earlier on does change them.
     earlier = Timeline(Dataset(rewritten(data, another_future(end - DAY // 24, generator), name="earlier")))
-    assert not equal(before, stages_1_and_2(earlier))
+    assert not equal(before, stages_1_and_2(earlier), atol=1e-3)

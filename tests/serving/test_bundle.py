@@ -333,7 +333,27 @@ def test_a_model_without_variables_loads(tmp_path):
 def test_without_tensorflow_installed(monkeypatch):
     monkeypatch.setattr(c_api.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServingError, match="the package tensorflow is not installed"):
-        c_api.library.__wrapped__()
+        c_api._loaded.__wrapped__()
+
+
+AT_ONCE = """
+import os, threading
+from serving.server.c_api import library
+before = os.fstat(2)
+together = threading.Barrier(2)
+threads = [threading.Thread(target=lambda: (together.wait(), library())) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert os.path.samestat(os.fstat(2), before)
+os.write(2, b"heard")
+"""
+
+
+def test_two_threads_that_load_it_at_once_leave_the_terminal_as_it_was():
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "heard")
 
 
 BOTH = """
