@@ -18,11 +18,8 @@ OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_leng
 
 @pytest.fixture(scope="module")
 def server(conformance_models):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(guard, "MESSAGE_SECONDS", 0.5)
     with Server(conformance_models, rest_port=0, grpc_port=0, poll_seconds=3600) as server:
         yield server
-    patch.undo()
 
 
 @pytest.fixture
@@ -164,8 +161,9 @@ def test_values(channel):
         assert call(channel, good(values=[1.0] * count).SerializeToString()) == "OK"
 
 
-def test_calls_without_their_message_end(server):
+def test_calls_without_their_message_end(server, monkeypatch):
     """More of them than there are threads; each has a thread until it is ended."""
+    monkeypatch.setattr(guard, "MESSAGE_SECONDS", 0.5)
     import grpc
 
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
